@@ -1,0 +1,195 @@
+"""The study's grids of hyperparameters, and the names of runs on disk: the one place that defines them.
+
+Imports neither torch nor any other heavy package, so that listing, skipping and counting hundreds of runs is instant.
+"""
+import argparse
+import fcntl
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+PARTS = ("l2", "l1", "drop", "dummy")
+L2_ALONE = 1e-5  # the L2 weight that the l1 and drop grids, and train.py's default, share
+BASE_SEED = 286436723
+NAMED = ("dataset", "task", "l2", "l1", "drop", "run")  # what a run's directory name shows
+HYPERPARAMETERS = (*NAMED, "seed", "train_val_split", "batch_size", "model_args")
+
+
+class Experiment(NamedTuple):
+    """One row of the study's table: a model, the values of each regulariser, and how many runs each value gets."""
+
+    dataset: str
+    model_args: dict
+    l2: list
+    l1: list
+    drop: list
+    runs: int
+    untrained: int
+
+
+def logspace(low, high, n):
+    """n log-spaced values from low to high, rounded to 6 significant digits so that they name directories cleanly."""
+    ratio = math.log10(high / low) / (n - 1)
+    return [float(f"{low * 10 ** (ratio * i):.6g}") for i in range(n)]
+
+
+def linspace(step, high):
+    """The values step, 2·step, …, high, rounded as in `logspace`."""
+    return [float(f"{step * i:.6g}") for i in range(1, round(high / step) + 1)]
+
+
+SMALL = {"l2": logspace(1e-5, 1e-1, 5), "l1": logspace(1e-5, 1e-2, 4), "runs": 3, "untrained": 100}
+EXPERIMENTS = {
+    "mnist-base": Experiment("mnist", {}, logspace(1e-5, 1e-1, 9), logspace(1e-5, 1e-2, 7), linspace(0.05, 0.7), 9, 100),
+    "mnist-wide": Experiment("mnist", {"channels": [256, 256]}, drop=linspace(0.1, 0.6), **SMALL),
+    "mnist-deep": Experiment("mnist", {"channels": [64] * 5}, drop=linspace(0.1, 0.6), **SMALL),
+    "cifar10": Experiment("cifar10", {}, drop=linspace(0.1, 0.5), **SMALL),
+    "demo": Experiment("mnist5k", {}, l2=[1e-5, 1e-3, 1e-2], l1=[], drop=[0.2, 0.4, 0.6], runs=2, untrained=8),
+}
+FIRST_UNTRAINED_RUN = 1000
+
+
+def uid(dataset, task="sup", l2=0.0, l1=0.0, drop=0.0, run=0):
+    """The name of a run's directory: `{dataset}_{task}`, then `_{name}={value}` for each non-zero hyperparameter.
+
+    Integers are written as they are, floats of 1e-5 or more (with a relative slack of 1e-6) with five decimals, smaller
+    ones as 1.00e-06. The name is lossy: model_args, seed, split and batch size are not in it.
+
+    >>> uid("mnist", l2=1e-5, drop=0.3, run=1)
+    'mnist_sup_l2=0.00001_drop=0.30000_run=1'
+    """
+    values = {"l2": l2, "l1": l1, "drop": drop, "run": run}
+    return f"{dataset}_{task}" + "".join(f"_{name}={_text(value)}" for name, value in values.items() if value != 0)
+
+
+def _text(value):
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.5f}" if value >= 1e-5 * (1 - 1e-6) else f"{value:.2e}"
+
+
+def save_dir(experiment, part):
+    """The directory that holds all runs of one part of an experiment."""
+    return f"logs-{experiment}-{part}"
+
+
+def parts(experiment):
+    """The parts (l2, l1, drop, dummy) that an experiment has."""
+    e = EXPERIMENTS[experiment]
+    return [part for part in PARTS if (e.untrained if part == "dummy" else getattr(e, part))]
+
+
+def specs(experiment, part):
+    """All runs of one part of an experiment, as dicts of the hyperparameters that name them.
+
+    The drop and l1 parts do not repeat their own zero point: it is the l2 = 1e-5 row of the l2 part.
+    """
+    e = EXPERIMENTS[experiment]
+    zero = {"dataset": e.dataset, "task": "sup", "l2": 0.0, "l1": 0.0, "drop": 0.0}
+    if part == "dummy":
+        return [zero | {"run": FIRST_UNTRAINED_RUN + i} for i in range(e.untrained)]
+    l2 = {} if part == "l2" else {"l2": L2_ALONE}
+    return [zero | l2 | {part: value, "run": run} for value in getattr(e, part) for run in range(e.runs)]
+
+
+def run_dirs(experiment, part):
+    """The run directories of one part of an experiment, in the order of `specs`."""
+    return [Path(save_dir(experiment, part)) / uid(**spec) for spec in specs(experiment, part)]
+
+
+def command(experiment, part, spec):
+    """The self-contained command line that trains one run; for the untrained networks, all of them at once."""
+    e = EXPERIMENTS[experiment]
+    words = ["python", "train.py", "--dataset", e.dataset, "--task", "sup"]
+    words += [word for name in ("l2", "l1", "drop") for word in (f"--{name}", f"{spec[name]:g}")]
+    first = FIRST_UNTRAINED_RUN
+    run = f"{first}-{first + e.untrained - 1}" if part == "dummy" else str(spec["run"])
+    words += ["--run", run, "--save-dir", save_dir(experiment, part)]
+    if e.model_args:
+        words += ["--model-args", json.dumps(e.model_args)]
+    if part == "dummy":
+        words += ["--max-epochs", "0"]
+    return shlex.join(words)
+
+
+def commands(experiment, chosen_parts, unfinished_only=False):
+    """The command lines of the chosen parts, one a run (one for all untrained networks).
+
+    The first repetition of every grid point comes before any second one, so that a grid cut short has no holes.
+    """
+    runs = [(part, spec) for part in chosen_parts for spec in specs(experiment, part)]
+    if unfinished_only:
+        runs = [(p, spec) for p, spec in runs if state(Path(save_dir(experiment, p)) / uid(**spec))[0] != "done"]
+    runs.sort(key=lambda part_spec: part_spec[1]["run"])
+    return list(dict.fromkeys(command(experiment, part, spec) for part, spec in runs))
+
+
+def state(run_dir):
+    """What is on disk for one run: ("done" | "running" | "failed" | "left", the last error line or "").
+
+    A run is done when its `run.json` says so, which train.py writes last; running while some process holds its lock;
+    failed when it was started and is neither.
+    """
+    run_dir = Path(run_dir)
+    try:
+        record = json.loads((run_dir / "run.json").read_text())
+    except FileNotFoundError:
+        return "left", ""
+    except (OSError, ValueError) as error:
+        return "failed", f"run.json cannot be read: {error}"
+    if record.get("finished"):
+        return "done", ""
+    if is_locked(run_dir):
+        return "running", ""
+    return "failed", record.get("error") or "interrupted; the same command goes on where it stopped"
+
+
+def is_locked(run_dir):
+    """Whether some process holds the lock of a run directory."""
+    try:
+        with open(Path(run_dir) / ".lock", "rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def progress(experiment, chosen_parts):
+    """The lines of a status report: one a part, then one a failed run with its last error line."""
+    lines, failed = [], []
+    for part in chosen_parts:
+        states = {run_dir: state(run_dir) for run_dir in run_dirs(experiment, part)}
+        counts = {name: sum(s == name for s, _ in states.values()) for name in ("done", "running", "failed", "left")}
+        lines.append(f"{save_dir(experiment, part)}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+        failed += [f"failed: {run_dir}: {error}" for run_dir, (s, error) in states.items() if s == "failed"]
+    return lines + failed
+
+
+def main(args):
+    """Prints what train.sh and eval.sh ask for."""
+    if args.experiment not in EXPERIMENTS:
+        sys.exit(f"unknown experiment {args.experiment!r}: expected one of {', '.join(EXPERIMENTS)}")
+    known = parts(args.experiment)
+    unknown = [part for part in args.parts if part not in known]
+    if unknown:
+        sys.exit(f"{args.experiment} has no part {unknown[0]!r}: expected some of {', '.join(known)}")
+    chosen = args.parts or known
+    if args.what == "status":
+        print(*progress(args.experiment, chosen), sep="\n")
+    elif args.what == "dirs":
+        print(*(save_dir(args.experiment, part) for part in chosen), sep="\n")
+    else:
+        print(*commands(args.experiment, chosen, unfinished_only=args.what == "todo"), sep="\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["list", "todo", "status", "dirs"], help="all commands, those left, or a report")
+    parser.add_argument("experiment", help=", ".join(EXPERIMENTS))
+    parser.add_argument("parts", nargs="*", help="some of l2, l1, drop, dummy (default: all)")
+    main(parser.parse_args())

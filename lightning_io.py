@@ -1,0 +1,33 @@
+"""What Lightning needs to resume a training exactly: durable files, and to know that a stopped training has stopped."""
+import os
+
+import pytorch_lightning as pl
+from pytorch_lightning.plugins.io import CheckpointIO
+
+import checkpoint
+
+
+class DurableIO(CheckpointIO):
+    """Lightning's checkpoints, written and read by `checkpoint.write` and `checkpoint.read`."""
+
+    def save_checkpoint(self, checkpoint_dict, path, storage_options=None):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        checkpoint.write(path, checkpoint_dict)
+
+    def load_checkpoint(self, path, map_location=None, **kwargs):
+        return checkpoint.read(path)
+
+    def remove_checkpoint(self, path):
+        if os.path.exists(path):  # a killed training may have removed it already
+            os.remove(path)
+
+
+class StopIfStopped(pl.Callback):
+    """Ends a resumed training whose early stopping had already struck (Lightning does not save that it had)."""
+
+    def __init__(self, early_stopping):
+        self.early_stopping = early_stopping
+
+    def on_train_start(self, trainer, module):
+        if self.early_stopping.wait_count >= self.early_stopping.patience:
+            trainer.should_stop = True

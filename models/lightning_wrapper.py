@@ -11,7 +11,6 @@ import models
 from grids import BASE_SEED, uid
 from models import norms
 
-
 STEPS_AT_A_TIME = 10  # optimiser steps between two visits to Lightning's loop, whose cost is about that of one step
 
 
@@ -21,7 +20,7 @@ class EpochBatches:
     Args:
         split: a `datasets.Split`.
         batch_size: images a batch.
-        epoch_seed: called at the start of each epoch for the seed of its order and flips; None for the split's own order.
+        epoch_seed: called at the start of each epoch for the seed of its order and flips; None: the split's own order.
     """
 
     def __init__(self, split, batch_size, epoch_seed=None):
@@ -148,7 +147,7 @@ class LitWrapper(pl.LightningModule):
     def configure_optimizers(self):
         optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.25, patience=3)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+        return {"optimizer": optimizer, "lr_scheduler": plateau}
 
     def loss(self, cross_entropy):
         """cross_entropy + l1 · Σ|W| + l2 · ΣW²; a norm whose weight is zero is not computed."""
@@ -183,11 +182,12 @@ class LitWrapper(pl.LightningModule):
             self.val_metrics.update(F.cross_entropy(logits, y), logits, y)
 
     def on_validation_epoch_end(self):
-        """Logs the epoch and steps the scheduler, both before the epoch's checkpoint is written, so that it has them."""
+        """Logs the epoch and steps the scheduler, before the epoch's checkpoint is written, so that it has them."""
         loss, accuracy = self.val_metrics.means()
         scalars = dict(zip(("train_loss", "train_acc"), self.train_metrics.means(), strict=True))
-        scalars |= {"val_loss": loss, "val_acc": accuracy, "l1_norm": self.l1_norm().item(), "l2_norm": self.l2_norm().item()}
-        scalars |= {"learning_rate": self.optimizers().param_groups[0]["lr"], "epoch": self.current_epoch}
+        scalars |= {"val_loss": loss, "val_acc": accuracy, "epoch": self.current_epoch}
+        scalars |= {"l1_norm": self.l1_norm().item(), "l2_norm": self.l2_norm().item()}
+        scalars |= {"learning_rate": self.optimizers().param_groups[0]["lr"]}
         self.log_dict({"val_loss": loss, "val_acc": accuracy}, logger=False, prog_bar=True)
         if self.logger is not None:
             self.logger.log_metrics(scalars, step=self.global_step - 1)

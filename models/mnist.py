@@ -1,4 +1,6 @@
 """The fully connected MNIST classifier (and, with the same code, its wide and deep variants)."""
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -14,7 +16,7 @@ class MnistSupervised(nn.Module):
     def __init__(self, pdrop=0.0, channels=(64, 64)):
         super().__init__()
         widths = [28 * 28, *channels]
-        self.fc_layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip(widths, widths[1:], strict=False))
+        self.fc_layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(widths))
         self.drop = nn.Dropout(pdrop)
         self.proj = nn.Linear(widths[-1], 10)
 

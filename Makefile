@@ -1,0 +1,41 @@
+# make demo    the main job, in small, on real digits: train, evaluate, draw (about 4 minutes after the installation)
+# make test    all tests
+# make lint    style
+# make bench   speed, against plain ways of doing the same work
+# make report  the notebook as one HTML page, figures/report.html
+
+PYTHON3 ?= python3
+PYTHON := .venv/bin/python
+export EXPERIMENT ?= demo
+
+.PHONY: demo test lint bench report install
+help:
+	@sed -n 's/^# //p' Makefile
+
+install: .venv/installed
+.venv/installed: requirements.txt requirements-dev.txt
+	@$(PYTHON3) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON3) -m venv .venv
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+demo: install
+	./train.sh demo
+	./eval.sh logs-demo-*
+	$(MAKE) report EXPERIMENT=demo
+	$(PYTHON) summary.py demo
+
+report: install
+	@mkdir -p figures
+	$(PYTHON) -m jupyter nbconvert --execute --to html --output-dir figures --output report notebooks/analysis_sandbox.ipynb
+
+test: install
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+
+lint: install
+	.venv/bin/ruff check .
+
+bench: install
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench_associations
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench_modularity
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench_training

@@ -1,0 +1,150 @@
+"""All results of one of the study's experiments, from its checkpoints or from saved tables."""
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+import analysis
+import grids
+from analysis import ALIGN_FIELDS, BASIC_METRICS, METHODS, MODULE_FIELDS
+from cli import UserError
+
+SAVED_UNITS = 128  # matrices of more units are too large to be saved with the tables
+
+
+class Results(NamedTuple):
+    """All that is known about an experiment, as tidy tables.
+
+    Attributes:
+        models: a row per network: part ("l2", "l1", "drop", "dummy" for untrained ones), hyperparameters, BASIC_METRICS.
+        modules: a row per (network, assoc, layer): also MODULE_FIELDS.
+        align: a row per (network, assoc_a, assoc_b, layer): hyperparameters and ALIGN_FIELDS.
+        examples: a row per (network, assoc, layer) of a few networks: also `adj` and `clusters`; only where asked for.
+    """
+
+    models: pd.DataFrame
+    modules: pd.DataFrame
+    align: pd.DataFrame
+    examples: pd.DataFrame
+
+
+def load_experiment(name: str, logs=Path("."), parts=None) -> Results:
+    """An experiment's results from its checkpoints: the best of each trained run, and the untrained networks.
+
+    What was read is kept in each part's save directory, in a hidden file that is renewed once a checkpoint changes.
+
+    Args:
+        name: one of grids.EXPERIMENTS.
+        logs: the directory that holds the experiment's save directories.
+        parts: some of l2, l1, drop, dummy; by default all whose save directory exists.
+
+    Raises: UserError if there is no such experiment, or none of its save directories.
+    """
+    parts = parts or [part for part in _known_parts(name) if (Path(logs) / grids.save_dir(name, part)).is_dir()]
+    if not parts:
+        raise UserError(f"no {grids.save_dir(name, '*')} in {logs}: run ./train.sh {name} and ./eval.sh first")
+    problems = []
+    tables = [_part_table(name, part, Path(logs), problems) for part in parts]
+    analysis.report(problems)
+    together = pd.concat(tables, ignore_index=True)
+    together["part"] = pd.Categorical(together["part"], categories=grids.PARTS)
+    return Results(*_split(together), _examples(name, Path(logs), parts))
+
+
+def _known_parts(name):
+    if name not in grids.EXPERIMENTS:
+        raise UserError(f"unknown experiment {name!r}: expected one of {', '.join(grids.EXPERIMENTS)}")
+    return grids.parts(name)
+
+
+def num_layers(name: str) -> int:
+    """Number of analysed layers of an experiment's networks."""
+    experiment = grids.EXPERIMENTS[name]
+    return 6 if experiment.dataset == "cifar10" else len(experiment.model_args.get("channels", (64, 64)))
+
+
+def _part_table(name, part, logs, problems):
+    """Rows of all three kinds for one part of an experiment, from its cache where that is up to date."""
+    entries = _entries(name, part, logs)
+    layers = range(num_layers(name))
+    metrics = [*BASIC_METRICS, *analysis.module_metrics(MODULE_FIELDS, layers=layers), *analysis.align_metrics(ALIGN_FIELDS, layers=layers)]
+    cache = logs / grids.save_dir(name, part) / f".table-{_fingerprint(entries, metrics)}.parquet"
+    if cache.exists():
+        return analysis.load_table(cache)
+    lacking = []
+    table = analysis.table_of(entries, metrics, lacking)
+    if not lacking and os.access(cache.parent, os.W_OK):  # an incomplete table would be renewed and reported again anyway
+        for old in cache.parent.glob(".table-*"):
+            old.unlink()
+        analysis.save_table(table, cache)
+    problems += lacking
+    return table
+
+
+def _entries(name, part, logs):
+    """(fields, path) of each network of one part, as `analysis.table_of` wants them."""
+    file = "dummy.ckpt" if part == "dummy" else "best"
+    specs = [spec | {"checkpoint": file} for spec in grids.specs(name, part)]
+    return [({"part": part} | spec, analysis.checkpoint_path(spec, logs / grids.save_dir(name, part))) for spec in specs]
+
+
+def _fingerprint(entries, metrics):
+    """A name for the present state of some checkpoints and for what is read from them."""
+    stats = [(str(path), path.stat()) if path.exists() else (str(path), None) for _, path in entries]
+    state = [(path, stat and (stat.st_mtime_ns, stat.st_size)) for path, stat in stats]
+    return hashlib.sha1(repr((state, metrics)).encode()).hexdigest()[:16]
+
+
+def _split(table):
+    """The rows about networks, methods and pairs, each with the columns that they have."""
+    hyper = ["part", *(name for name in grids.NAMED if name in table), "checkpoint"]
+    basics = [name for name in BASIC_METRICS if name in table]
+    modules = table.loc[table["assoc"].notna(), [*hyper, *basics, "assoc", "layer", *MODULE_FIELDS]]
+    align = table.loc[table["assoc_a"].notna(), [*hyper, "assoc_a", "assoc_b", "layer", *ALIGN_FIELDS]]
+    first = (table["assoc"] == METHODS[0]) & (table["layer"] == 0)
+    tables = table.loc[first, [*hyper, *basics]], modules, align
+    return [part.reset_index(drop=True) for part in tables]
+
+
+def _examples(name, logs, parts):
+    """Matrices and clusters of a few first runs: an untrained network, one hardly regularised, four values of dropout."""
+    chosen = []
+    for part in ("dummy", "l2", "drop"):
+        specs = [entry for entry in _entries(name, part, logs) if entry[0]["run"] in (0, grids.FIRST_UNTRAINED_RUN)]
+        keep = range(1) if part != "drop" else np.unique(np.linspace(0, len(specs) - 1, 4).round().astype(int))
+        chosen += [specs[i] for i in keep if specs and part in parts]
+    table = analysis.table_of(chosen, analysis.module_metrics(("score", "adj", "clusters"), layers=range(num_layers(name))), [])
+    return table[table["score"].notna()].reset_index(drop=True) if len(table) else table
+
+
+def save_results(results: Results, folder, name: str) -> None:
+    """Writes an experiment's tables to <folder>/<name>-{models,modules,align,examples}.parquet.
+
+    Example matrices of more than SAVED_UNITS units are left out.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    examples = results.examples
+    small = [len(matrix) <= SAVED_UNITS for matrix in examples["adj"]] if len(examples) else slice(None)
+    for kind, table in results._replace(examples=examples[small])._asdict().items():
+        analysis.save_table(table, Path(folder) / f"{name}-{kind}.parquet")
+
+
+def load_results(folder, name: str) -> Results:
+    """Reads tables that `save_results` wrote."""
+    return Results(*(analysis.load_table(Path(folder) / f"{name}-{kind}.parquet") for kind in Results._fields))
+
+
+def open_results(name: str, logs=Path("."), folder=Path("results")) -> Results:
+    """An experiment's results from its checkpoints if they are there, else from the saved tables.
+
+    Raises: UserError if there is neither.
+    """
+    if any((Path(logs) / grids.save_dir(name, part)).is_dir() for part in _known_parts(name)):
+        return load_experiment(name, logs)
+    if (Path(folder) / f"{name}-models.parquet").exists():
+        return load_results(folder, name)
+    raise UserError(f"neither {grids.save_dir(name, '*')} nor {name}-*.parquet in {Path(folder).name}/: run ./train.sh {name}, "
+                    f"then ./eval.sh {grids.save_dir(name, '*')}")

@@ -1,0 +1,131 @@
+"""The networks against their specification, and the norms of their weights against closed forms."""
+import pytest
+import torch
+
+import models
+from models import Cifar10Fast, LitWrapper, MnistSupervised, norms
+
+
+def test_mnist_network_has_the_specified_shapes_and_names():
+    model = MnistSupervised(channels=(20, 30)).eval()
+    hidden, logits = model(torch.rand(5, 1, 28, 28))
+    assert [tuple(h.shape) for h in hidden] == [(5, 20), (5, 30)] and logits.shape == (5, 10)
+    assert {name: tuple(p.shape) for name, p in model.state_dict().items()} == {
+        "fc_layers.0.weight": (20, 784), "fc_layers.0.bias": (20,),
+        "fc_layers.1.weight": (30, 20), "fc_layers.1.bias": (30,),
+        "proj.weight": (10, 30), "proj.bias": (10,),
+    }  # fmt: skip
+
+
+def test_mnist_network_is_a_chain_of_linear_and_relu():
+    model = MnistSupervised(channels=(4,)).double().eval()
+    x = torch.rand(3, 1, 28, 28, dtype=torch.float64)
+    w, b = model.fc_layers[0].weight, model.fc_layers[0].bias
+    h = (x.reshape(3, 784) @ w.T + b).clamp(min=0)
+    hidden, logits = model(x)
+    torch.testing.assert_close(hidden[0], h)
+    torch.testing.assert_close(logits, h @ model.proj.weight.T + model.proj.bias)
+
+
+@pytest.mark.parametrize(("concat", "width"), [(True, 16), (False, 8)])
+def test_cifar_network_has_the_specified_shapes(concat, width):
+    hidden, logits = Cifar10Fast(channels=(4, 6, 8, 8), concat_pool=concat).eval()(torch.rand(2, 3, 32, 32))
+    assert [tuple(h.shape[1:]) for h in hidden] == [
+        (4, 32, 32), (4, 32, 32), (6, 16, 16), (8, 8, 8), (8, 4, 4), (width, 1, 1),
+    ]  # fmt: skip
+    assert logits.shape == (2, 10)
+
+
+def test_cifar_network_reproduces_the_reference_activations(reference):
+    data = reference("conv.npz")
+    model = Cifar10Fast(channels=(4, 6, 8, 8)).eval()
+    model.load_state_dict({k.removeprefix("w__"): torch.from_numpy(data[k]) for k in data.files if k.startswith("w__")})
+    with torch.no_grad():
+        hidden, logits = model(torch.from_numpy(data["inputs"]))
+    for i, h in enumerate(hidden):
+        torch.testing.assert_close(h, torch.from_numpy(data[f"hidden__{i}"]).view_as(h), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, torch.from_numpy(data["logits"]), rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_silences_units_in_training_and_never_in_evaluation():
+    model = MnistSupervised(pdrop=0.5, channels=(2000,))
+    model.fc_layers[0].bias.data.fill_(1e3)  # every unit is active
+    x = torch.rand(1, 1, 28, 28)
+    share = (model.train()(x)[0][0] == 0).double().mean()
+    assert abs(share - 0.5) < 0.05
+    assert (model.eval()(x)[0][0] > 0).all()
+
+
+def test_stem_has_no_dropout_and_stages_drop_whole_channels():
+    hidden, _ = Cifar10Fast(pdrop=0.5, channels=(64, 64, 64, 64)).train()(torch.rand(4, 3, 32, 32))
+    dropped = [(h == 0).flatten(2).all(2).double().mean().item() for h in hidden]
+    assert dropped[0] < 0.1
+    assert all(0.3 < share < 0.75 for share in dropped[1:])
+
+
+def with_weights(*matrices):
+    model = torch.nn.Sequential(*(torch.nn.Linear(w.shape[1], w.shape[0]) for w in matrices))
+    for layer, w in zip(model, matrices, strict=True):
+        layer.weight.data = w
+    return model.double()
+
+
+def test_norms_have_their_closed_forms():
+    diagonal = torch.diag(torch.tensor([3.0, -4.0, 0.0]))
+    model = with_weights(diagonal, 2 * torch.ones(2, 3))
+    assert norms.l1_norm(model) == 7 + 12
+    assert norms.l2_norm(model) == 25 + 24
+    torch.testing.assert_close(norms.nuc_norm(model), torch.tensor(7 + 24**0.5, dtype=torch.float64))
+    assert norms.sparsity(model) == pytest.approx(7 / 15)
+    assert norms.by_layer(norms.l1_norm, model) == {"0.weight": 7, "1.weight": 12}
+
+
+def test_convolutions_count_in_every_norm_but_the_nuclear():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    assert norms.weights(model).keys() == {"0.weight"}
+    assert norms.nuc_norm(model) == 0
+
+
+def wrapper(**arguments):
+    return LitWrapper("mnist", model_args={"channels": [8]}, **arguments)
+
+
+def test_loss_is_cross_entropy_plus_weighted_norms():
+    for l1, l2 in ((0.0, 0.0), (0.01, 0.0), (0.0, 0.02), (0.01, 0.02)):
+        module = wrapper(l1=l1, l2=l2)
+        w = [p for p in module.model.parameters() if p.ndim > 1]
+        expected = 1.5 + sum(l1 * p.abs().sum() + l2 * (p**2).sum() for p in w)
+        torch.testing.assert_close(module.loss(torch.tensor(1.5)), torch.as_tensor(expected, dtype=torch.float32))
+
+
+def test_seed_changes_with_the_run_and_with_nothing_else():
+    assert wrapper().hparams.seed == wrapper(drop=0.3, l2=0.1).hparams.seed == 286436723
+    assert wrapper(run=3).hparams.seed == 286436726
+    assert wrapper(seed=0).hparams.seed == 0
+    first, again, other = (module.model.state_dict() for module in (wrapper(), wrapper(l1=0.1), wrapper(run=1)))
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not torch.equal(first["proj.weight"], other["proj.weight"])
+
+
+def test_making_a_wrapper_leaves_the_global_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    wrapper()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_state_dict_keys_begin_with_model_and_uid_names_the_run():
+    module = wrapper(l2=1e-5, drop=0.3, run=1)
+    assert all(key.startswith("model.") for key in module.state_dict())
+    assert module.get_uid() == "mnist_sup_l2=0.00001_drop=0.30000_run=1"
+    assert module.l1_norm() == norms.l1_norm(module.model)
+
+
+def test_wrapper_takes_the_hyperparameters_of_other_programs_files():
+    assert wrapper(devices="0123", workers=2).hparams.keys() == wrapper().hparams.keys()
+
+
+def test_each_data_set_has_its_network():
+    assert isinstance(models.build("mnist5k"), MnistSupervised)
+    assert isinstance(models.build("cifar10", 0.1, {"channels": [4, 4, 4, 4]}), Cifar10Fast)

@@ -1,11 +1,13 @@
 """Reading and writing checkpoints so that none is ever lost, half-written or able to run code.
 
-A checkpoint is a dict in `torch.save`'s zip format. Reading verifies every byte's checksum and unpickles only tensors,
-plain Python values and a few harmless types; writing replaces the old file by rename when the new one is safely on disk.
+A checkpoint is a dict in `torch.save`'s zip format. Reading verifies every member's checksum and unpickles only
+tensors, plain Python values and a few harmless types; writing replaces the old file when the new one is safely on disk.
 """
 import contextlib
 import fcntl
+import glob
 import io
+import math
 import os
 import pathlib
 import tempfile
@@ -26,6 +28,7 @@ SAFE_TYPES = [
     np.dtype,
     np.dtypes.Float64DType,
 ]
+DIRECTORY = 0x10  # the zip attribute; torch.load leaves the tensor of a member so marked uninitialised, without a word
 
 
 class CheckpointError(UserError):
@@ -37,57 +40,46 @@ def read(path, mmap=False):
 
     Args:
         path: the file.
-        mmap: map tensors into memory instead of reading them, for tables over many files; then only the structure and
-            plain values (the member data.pkl) are verified, not the tensors.
+        mmap: map tensors into memory instead of reading them, for tables over many files. Only the structure and plain
+            values (the member data.pkl) are then verified: a damaged tensor goes unnoticed, and truncating the file in
+            place (nothing here does) would end the program.
 
-    Raises: CheckpointError if the file is missing, truncated, damaged (a member's CRC-32 disagrees), not a checkpoint, or
-        holds objects that could run code.
+    Raises: CheckpointError if the file is missing, truncated, damaged (a member's CRC-32 disagrees), not a checkpoint,
+        or holds objects that could run code.
     """
     try:
         if mmap:
-            return _decode(path, verify=_damaged_pickle, mmap=True)
-        data = Path(path).read_bytes()
-        return _decode(io.BytesIO(data), verify=zipfile.ZipFile.testzip)
+            with open(path, "rb") as file:
+                return _decode(file, path, only="data.pkl", mmap=True)
+        data = io.BytesIO(Path(path).read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    return _decode(data, path)
 
 
-def _decode(file, verify, **options):
-    """The checkpoint in a file; ValueError in one line if there is none that can be trusted."""
+def _decode(file, path, only="", **options):
+    """The checkpoint in an open file; of its members, those whose name ends with `only` are verified."""
     try:
         with zipfile.ZipFile(file) as archive:
-            damaged = verify(archive)
-    except OSError:
-        raise
+            for member in archive.infolist():
+                if member.external_attr & DIRECTORY:
+                    raise ValueError(f"{member.filename} is marked as a directory")
+                if member.filename.endswith(only):
+                    archive.read(member)  # raises if its CRC-32 does not match
     except Exception as error:  # zipfile raises many types on damaged archives; each means the same to us
-        raise ValueError(f"not a checkpoint, or a damaged one ({_first_line(error)})") from None
-    if damaged:
-        raise ValueError(f"damaged: the checksum of {damaged} does not match")
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({_first_line(error)})") from None
     try:
+        file.seek(0)
         with torch.serialization.safe_globals(SAFE_TYPES):
-            if hasattr(file, "seek"):
-                file.seek(0)
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True, **options)
+            source = path if options else file
+            checkpoint = torch.load(source, map_location="cpu", weights_only=True, **options)
     except Exception as error:  # likewise torch.load
-        raise ValueError(f"refused: {_reason(error)}") from None
+        raise CheckpointError(f"{path}: refused: {_reason(error)}") from None
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"not a checkpoint: holds a {type(checkpoint).__name__}, expected a dict")
+        raise CheckpointError(f"{path}: not a checkpoint: holds a {type(checkpoint).__name__}, expected a dict")
     return checkpoint
-
-
-def _damaged_pickle(archive):
-    """The name of the archive's data.pkl if its checksum does not match, else None."""
-    names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-    for name in names:
-        try:
-            archive.read(name)
-        except zipfile.BadZipFile:
-            return name
-    return None
 
 
 def _first_line(error):
@@ -119,7 +111,7 @@ def write_bytes(path, data):
     path = Path(os.path.realpath(path))
     scratch = None
     try:
-        for stale in path.parent.glob(f".{path.name}.*.tmp"):
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             stale.unlink()
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with open(handle, "wb") as file:
@@ -148,15 +140,39 @@ def _sync_directory(directory):
 
 def link_best(weights_dir, target):
     """Makes `best.ckpt` in a weights directory a relative link to its file `target`, replacing the old link at once."""
-    link = Path(weights_dir) / "best.ckpt"
+    link, target = Path(weights_dir) / "best.ckpt", Path(target).name
+    if link.is_symlink() and os.readlink(link) == target:
+        return
     scratch = link.with_name(".best.ckpt.link")
     try:
-        scratch.unlink(missing_ok=True)
-        scratch.symlink_to(Path(target).name)
-        os.replace(scratch, link)
-        _sync_directory(link.parent)
+        with locked(weights_dir):
+            scratch.unlink(missing_ok=True)
+            scratch.symlink_to(target)
+            os.replace(scratch, link)
+            _sync_directory(link.parent)
     except OSError as error:
         raise CheckpointError(f"cannot write {link}: {error.strerror}") from None
+
+
+def repair_best(weights_dir):
+    """Links a missing or dangling `best.ckpt` to the checkpoint with the lowest val_loss; returns its path.
+
+    Raises: CheckpointError if there is no checkpoint to link to.
+    """
+    best = Path(weights_dir) / "best.ckpt"
+    if not best.exists():
+        files = sorted(path for path in best.parent.glob("*.ckpt") if path.name not in ("best.ckpt", "last.ckpt"))
+        if not files:
+            raise CheckpointError(f"{best}: no such file, nor another checkpoint beside it")
+        link_best(weights_dir, min(files, key=lambda path: _val_loss(read(path, mmap=True))))
+    return best
+
+
+def _val_loss(checkpoint):
+    """A checkpoint's val_loss: as evaluated, otherwise as its training saw it; infinity if it says neither."""
+    callbacks = checkpoint.get("callbacks", {}).values()
+    seen = [state["current_score"] for state in callbacks if state.get("monitor") == "val_loss" and "dirpath" in state]
+    return float(checkpoint.get("val_loss", seen[0] if seen else math.inf))
 
 
 @contextlib.contextmanager
@@ -167,14 +183,13 @@ def locked(directory, wait=True):
         wait: wait for a holder to finish; otherwise yield False at once if there is one.
     """
     path = Path(directory) / ".lock"
-    try:
-        file = open(path, "ab")  # noqa: SIM115 (closed below, which releases the lock)
-    except OSError as error:
-        raise CheckpointError(f"cannot write in {directory}: {error.strerror}") from None
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
+            file = stack.enter_context(open(path, "ab"))
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            obtained = True
         except BlockingIOError:
-            yield False
-            return
-        yield True
+            obtained = False
+        except OSError as error:
+            raise CheckpointError(f"cannot write or lock {path}: {error.strerror}") from None
+        yield obtained

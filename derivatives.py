@@ -87,13 +87,13 @@ class _Convolve(torch.autograd.Function):
     """Convolution as a function of its input alone."""
 
     @staticmethod
-    def forward(ctx, x, module, weight):
-        ctx.x, ctx.module, ctx.weight = x.detach(), module, weight.detach()
-        return module._conv_forward(x, weight, module.bias)
+    def forward(ctx, x, module):
+        ctx.x, ctx.module, ctx.weight = x.detach(), module, module.weight.detach()
+        return type(module).forward(module, x)
 
     @staticmethod
     def backward(ctx, g):
-        return _ConvolveTransposed.apply(g, ctx.x, ctx.module, ctx.weight), None, None
+        return _ConvolveTransposed.apply(g, ctx.x, ctx.module, ctx.weight), None
 
 
 class _ConvolveTransposed(torch.autograd.Function):
@@ -111,44 +111,48 @@ class _ConvolveTransposed(torch.autograd.Function):
         return ctx.module._conv_forward(v, ctx.weight, None), None, None, None
 
 
-def _convolution(module):
-    return lambda x: _Convolve.apply(x, module, module.weight)
+class _Rescale(torch.autograd.Function):
+    """Batch normalisation by running statistics, an affine map of each channel."""
 
-
-def _affine(module):
-    """Batch normalisation by running statistics: x · scale + shift."""
-    def forward(x):
+    @staticmethod
+    def forward(ctx, x, module):
         scale = (module.running_var + module.eps).rsqrt() * (1 if module.weight is None else module.weight)
-        shift = (0 if module.bias is None else module.bias) - module.running_mean * scale
-        return x * scale.view(-1, *[1] * (x.ndim - 2)) + shift.view(-1, *[1] * (x.ndim - 2))
-    return forward
+        ctx.scale = scale.view(-1, *[1] * (x.ndim - 2))
+        return type(module).forward(module, x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.scale, None
 
 
 @contextmanager
 def linear_where_linear(model):
     """Context manager in which convolutions and batch normalisations differentiate as the linear maps they are.
 
-    Same values. torch's own second derivatives also work out what is not asked for here (the weights' share), and make
+    Same values, to the bit. torch's own second derivatives also work out what is not asked for here (the weights' share), and make
     a Jacobian–vector product of a convolutional network cost three forward passes; this way it costs one. Concerns
     modules of torch's own classes in evaluation mode; any other differentiates as it did.
     """
     swapped = []
     for module in model.modules():
         if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-            usable = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-            forward = _convolution(module)
+            function, usable = _Convolve, module.padding_mode == "zeros" and not isinstance(module.padding, str)
         elif type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-            usable, forward = not module.training and module.running_mean is not None, _affine(module)
+            function, usable = _Rescale, not module.training and module.running_mean is not None
         else:
             continue
         if usable and "forward" not in vars(module):
-            module.forward = forward
+            module.forward = _of_input(function, module)
             swapped.append(module)
     try:
         yield
     finally:
         for module in swapped:
             del module.forward
+
+
+def _of_input(function, module):
+    return lambda x: function.apply(x, module)
 
 
 def by_unit(tensor):

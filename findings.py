@@ -32,8 +32,10 @@ def bootstrap_means(values, draws=DRAWS, seed=0):
 
 
 def interval(draws):
-    """(low, high): the central 95% of some bootstrap draws; NaN if any draw is."""
-    return tuple(np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    """(low, high): the central 95% of bootstrap draws; NaN where the statistic is undefined in over 5% of them."""
+    if np.isnan(draws).mean() > 1 - LEVEL:
+        return np.nan, np.nan
+    return tuple(np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
 
 
 def mean_and_interval(values) -> pd.Series:

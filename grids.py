@@ -102,8 +102,11 @@ def run_dirs(experiment, part):
     return [Path(save_dir(experiment, part)) / uid(**spec) for spec in specs(experiment, part)]
 
 
-def command(experiment, part, spec):
-    """The self-contained command line that trains one run; for the untrained networks, all of them at once."""
+def command(experiment, part, spec, options=()):
+    """The self-contained command line that trains one run; for the untrained networks, all of them at once.
+
+    Args: options: further words for train.py.
+    """
     e = EXPERIMENTS[experiment]
     words = ["python", "train.py", "--dataset", e.dataset, "--task", "sup"]
     words += [word for name in ("l2", "l1", "drop") for word in (f"--{name}", f"{spec[name]:g}")]
@@ -112,12 +115,13 @@ def command(experiment, part, spec):
     words += ["--run", run, "--save-dir", save_dir(experiment, part)]
     if e.model_args:
         words += ["--model-args", json.dumps(e.model_args)]
+    words += options
     if part == "dummy":
         words += ["--max-epochs", "0"]
     return shlex.join(words)
 
 
-def commands(experiment, chosen_parts, unfinished_only=False):
+def commands(experiment, chosen_parts, unfinished_only=False, options=()):
     """The command lines of the chosen parts, one a run (one for all untrained networks).
 
     The first repetition of every grid point comes before any second one, so that a grid cut short has no holes.
@@ -126,7 +130,7 @@ def commands(experiment, chosen_parts, unfinished_only=False):
     if unfinished_only:
         runs = [(p, spec) for p, spec in runs if state(Path(save_dir(experiment, p)) / uid(**spec))[0] != "done"]
     runs.sort(key=lambda part_spec: part_spec[1]["run"])
-    return list(dict.fromkeys(command(experiment, part, spec) for part, spec in runs))
+    return list(dict.fromkeys(command(experiment, part, spec, options) for part, spec in runs))
 
 
 def state(run_dir):
@@ -162,14 +166,31 @@ def is_locked(run_dir):
 
 
 def progress(experiment, chosen_parts):
-    """The lines of a status report: one a part, then one a failed run with its last error line."""
-    lines, failed = [], []
+    """The lines of a status report: one a part, then one a failed run with its last error line, then the time left."""
+    lines, failed, everything = [], [], []
     for part in chosen_parts:
         states = {run_dir: state(run_dir) for run_dir in run_dirs(experiment, part)}
-        counts = {name: sum(s == name for s, _ in states.values()) for name in ("done", "running", "failed", "left")}
-        lines.append(f"{save_dir(experiment, part)}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+        lines.append(f"{save_dir(experiment, part)}: {_counts(s for s, _ in states.values())}")
         failed += [f"failed: {run_dir}: {error}" for run_dir, (s, error) in states.items() if s == "failed"]
-    return lines + failed
+        everything += [(run_dir, s) for run_dir, (s, _) in states.items()]
+    return [*lines, *failed, f"in all: {_counts(s for _, s in everything)}{_time_left(everything)}"]
+
+
+def _counts(states):
+    states = list(states)
+    return ", ".join(f"{states.count(name)} {name}" for name in ("done", "running", "failed", "left"))
+
+
+def _time_left(runs):
+    """What the runs that are not done will take, if they take as long as those that are, as many at a time as now."""
+    records = [json.loads((run_dir / "run.json").read_text()) for run_dir, s in runs if s == "done"]
+    seconds = [record["seconds"] for record in records if "seconds" in record]
+    states = [s for _, s in runs]
+    todo, running = len(states) - states.count("done"), states.count("running")
+    if not (todo and seconds):
+        return ""
+    minutes = sum(seconds) / len(seconds) * todo / max(running, 1) / 60
+    return f"; about {minutes:.0f} min left, {running or 'if one'} at a time"
 
 
 def evaluations(folders, batch=10, options=""):
@@ -201,15 +222,17 @@ def main(args):
     chosen = chosen or known
     if args.what == "status":
         print(*progress(experiment, chosen), sep="\n")
+    elif args.what == "dirs":
+        print(*(save_dir(experiment, part) for part in chosen), sep="\n")
     else:
-        lines = commands(experiment, chosen, unfinished_only=args.what == "todo")
+        lines = commands(experiment, chosen, args.what == "todo", shlex.split(args.options))
         print(*lines, sep="\n", end="\n" if lines else "")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["list", "todo", "status", "evaluations"])
+    parser.add_argument("what", choices=["list", "todo", "status", "dirs", "evaluations"])
     parser.add_argument("names", nargs="+", help="an experiment and some of its parts; for evaluations, directories")
     parser.add_argument("--batch", type=int, default=10, help="runs an evaluation command")
-    parser.add_argument("--options", default="", help="appended to each evaluation command")
+    parser.add_argument("--options", default="", help="appended to each command")
     main(parser.parse_args())

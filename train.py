@@ -29,14 +29,16 @@ from cli import UserError
 def main(args):
     """Trains, or writes untrained, every run that the arguments name."""
     cli.device(args.device)
-    datasets.load(args.dataset, args.data_dir)  # fails before anything is written if there is no data
     for run in args.run:
         identity = run_identity(args, run)
         run_dir = Path(args.save_dir) / grids.uid(**{name: identity[name] for name in grids.NAMED})
         if finished(run_dir, identity, args.max_epochs):
             print(f"{run_dir}: finished before; nothing to do")
             continue
-        with run_lock(run_dir):
+        with run_lock(run_dir) as obtained:
+            if not obtained or finished(run_dir, identity, args.max_epochs):
+                print(f"{run_dir}: another process trains it; nothing to do")
+                continue
             write_record(run_dir, identity)
             try:
                 outcome = write_untrained(run_dir, identity) if args.max_epochs == 0 else train(run_dir, identity, args)
@@ -76,15 +78,13 @@ def finished(run_dir, identity, max_epochs):
 
 @contextlib.contextmanager
 def run_lock(run_dir):
-    """Creates a run's directory and holds its lock. Raises: UserError if another process holds it."""
+    """Creates a run's directory and holds its lock. Yields False if another process holds it."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create {run_dir}: {error.strerror}") from None
     with checkpoint.locked(run_dir, wait=False) as obtained:
-        if not obtained:
-            raise UserError(f"{run_dir} is being trained by another process")
-        yield
+        yield obtained
 
 
 def write_record(run_dir, identity, **outcome):
@@ -115,6 +115,7 @@ def train(run_dir, identity, args):
     from models import LitWrapper
 
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    datasets.load(args.dataset, args.data_dir)  # fails here if there is no data
     torch.set_flush_denormal(True)  # weights of pixels that are always 0 decay towards it, and denormal floats are slow
     started = time.time()
     weights, last = run_dir / "weights", run_dir / "weights" / "last.ckpt"
@@ -202,5 +203,6 @@ def parser():
 
 
 if __name__ == "__main__":
+    cli.stop_on_sigterm()
     with cli.one_line_errors("train.py"):
         main(parser().parse_args())

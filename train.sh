@@ -2,26 +2,42 @@
 # Trains the networks of one experiment, skipping what is done; run it again after any interruption.
 #
 #   ./train.sh EXPERIMENT [l2|l1|drop|dummy ...]     all parts by default; experiments: see grids.py
+#   ./train.sh EXPERIMENT [...] --then-eval          and evaluates them when the training has ended
 #   ./train.sh EXPERIMENT [...] --list               print the command lines instead, one a network
-#   ./train.sh EXPERIMENT [...] --status             what is done, running, failed and left
+#   ./train.sh EXPERIMENT [...] --status             what is done, running, failed and left, and the time left
+#   ./train.sh EXPERIMENT [...] --OPTION ...         this and all that follows goes to train.py, e.g. --device cpu
 #
 # JOBS (default: number of cores, or of GPUs) networks train side by side, each on one CPU thread or one of the GPUs.
+# ENGINE=parallel or slurm uses several machines, for instance
+#   ENGINE=slurm JOBS=50 SBATCH_OPTIONS="--gres=gpu:1 --time=1:00:00" ./train.sh mnist-base --then-eval
 # On two cores demo takes about a minute, mnist-base about 45 minutes and 500 MB of disk.
 set -euo pipefail
 cd "$(dirname "$0")"
 source engines.sh
 
-what=run
-words=()
-for word in "$@"; do
-    case $word in
+what=run then_eval=false words=() options=()
+while [ $# -gt 0 ]; do
+    case $1 in
         --list) what=list ;;
         --status) what=status ;;
-        *) words+=("$word") ;;
+        --then-eval) then_eval=true ;;
+        -*) options=("$@"); break ;;
+        *) words+=("$1") ;;
     esac
+    shift
 done
 [ ${#words[@]} -gt 0 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2; }
 
-[ $what = run ] || exec "$PYTHON" grids.py $what "${words[@]}"
-"$PYTHON" grids.py list "${words[@]}" >/dev/null # a wrong name fails here
-run_lines < <("$PYTHON" grids.py todo "${words[@]}")
+[ $what = run ] || exec "$PYTHON" grids.py $what "${words[@]}" --options="${options[*]@Q}"
+lines=$("$PYTHON" grids.py todo "${words[@]}" --options="${options[*]@Q}") # a wrong name fails here
+mapfile -t folders < <("$PYTHON" grids.py dirs "${words[@]}")
+status=0
+run_lines "${folders[0]}" <<<"$lines" || status=1
+if [ "$ENGINE" != slurm ]; then
+    "$PYTHON" grids.py status "${words[@]}"
+    ! $then_eval || ./eval.sh "${folders[@]}"
+elif $then_eval; then # the list of evaluations is made when the training has ended
+    sbatch ${submitted:+--dependency="afterany:$submitted"} --job-name=then-eval --output="${folders[0]}/then-eval-%j.out" \
+        --wrap "exec ./eval.sh ${folders[*]}"
+fi
+exit $status

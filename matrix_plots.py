@@ -1,0 +1,165 @@
+"""The study's figures of matrices: associations between units, sorted by cluster, and agreement between methods."""
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.colors import PowerNorm
+
+import findings
+from analysis import METHODS, UPSTREAM
+from modularity import girvan_newman, sort_by_cluster
+from plots import COLORS, WIDTH, figure, label
+
+SHOWN = ("forward_cov", "forward_jac", "backward_jac", "backward_hess")
+MEASURES = {"element_sim": "element-centric similarity", "score": "alignment score", "rmi_norm": "reduced mutual information "
+            "(norm.)", "vi_norm": "normalised information", "adj_spearman_r": "rank correlation of matrices"}
+
+
+def order_of(clusters):
+    """Order of the units that puts clusters together, and the positions between one cluster and the next."""
+    order = sort_by_cluster(torch.from_numpy(np.asarray(clusters))).numpy()
+    labels = np.where(clusters.any(1), clusters.argmax(1), -1)[order]
+    return order, np.flatnonzero(np.diff(labels)) + 0.5
+
+
+def matrix(ax, adj, order=None, borders=()):
+    """One association matrix in shades of grey, relative to its 99th percentile; square-root scale."""
+    order = np.arange(len(adj)) if order is None else order
+    top = np.percentile(adj, 99) or 1
+    ax.imshow(adj[np.ix_(order, order)], cmap="Greys", norm=PowerNorm(0.5, 0, top, clip=True), interpolation="nearest")
+    for border in borders:
+        ax.axhline(border, color="#D55E00", linewidth=0.5)
+        ax.axvline(border, color="#D55E00", linewidth=0.5)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[["top", "right"]].set_visible(True)
+
+
+def modularity(adj, clusters):
+    """Q of clusters on a matrix, both arrays."""
+    return girvan_newman(torch.from_numpy(adj), torch.from_numpy(clusters)).item()
+
+
+@figure
+def sorted_matrices(examples):
+    """Association matrices of one layer of one network, by method: units as numbered, and sorted by cluster.
+
+    Args: examples: rows with assoc, score, adj, clusters, one per method.
+    """
+    examples = examples[examples["score"].notna()]
+    n = len(examples)
+    fig, axes = plt.subplots(4, 4, figsize=(WIDTH, 7.6)) if n > 4 else plt.subplots(2, n, figsize=(WIDTH, 3.9), squeeze=False)
+    for ax in axes.flat[2 * n :]:
+        ax.remove()
+    for i, row in enumerate(examples.itertuples()):
+        above = axes[2 * (i // 4), i % 4]
+        below = axes[2 * (i // 4) + 1, i % 4]
+        matrix(above, row.adj)
+        matrix(below, row.adj, *order_of(row.clusters))
+        above.set_title(label(row.assoc), color=COLORS.get(row.assoc, "black"))
+        below.set_title(f"Q = {row.score:.3f}, {int(row.clusters.any(0).sum())} clusters")
+    for i in range(0, len(axes), 2):
+        axes[i, 0].set_ylabel("units as numbered")
+        axes[i + 1, 0].set_ylabel("units by cluster")
+    return fig
+
+
+@figure
+def matrices_in_each_order(examples):
+    """Each method's matrix (rows) with the units in the order of each method's clusters (columns), and its Q under them."""
+    shown = [examples[examples["assoc"] == method].iloc[0] for method in SHOWN if (examples["assoc"] == method).any()]
+    fig, axes = plt.subplots(len(shown), len(shown), figsize=(WIDTH, WIDTH * 1.08), squeeze=False)
+    for row, a in zip(axes, shown, strict=True):
+        for ax, b in zip(row, shown, strict=True):
+            matrix(ax, a.adj, *order_of(b.clusters))
+            ax.set_xlabel(f"Q = {modularity(a.adj, b.clusters):.3f}", labelpad=2, fontweight="bold" if a is b else "normal")
+        row[0].set_ylabel(f"{label(a.assoc)}\nmatrix", color=COLORS[a.assoc])
+    for ax, b in zip(axes[0], shown, strict=True):
+        ax.set_title(f"by {label(b.assoc)}\nclusters", color=COLORS[b.assoc])
+    return fig
+
+
+@figure
+def matrices_vs_dropout(examples, layer=0):
+    """Matrices of one layer, sorted by cluster, from an untrained network to much dropout (columns), by method (rows)."""
+    examples = examples[examples["layer"] == layer]
+    titles = {"dummy": lambda row: "untrained", "l2": lambda row: "dropout 0", "drop": lambda row: f"dropout {row.drop:g}"}
+    columns = {}
+    for row in examples.itertuples():
+        columns.setdefault(titles[row.part](row), {})[row.assoc] = row
+    fig, axes = plt.subplots(len(SHOWN), len(columns), figsize=(WIDTH, 1.22 * len(SHOWN) * 6 / max(6, len(columns)) + 0.4),
+                             squeeze=False)
+    for column, (title, rows) in zip(axes.T, columns.items(), strict=True):
+        for ax, method in zip(column, SHOWN, strict=True):
+            matrix(ax, rows[method].adj, *order_of(rows[method].clusters))
+            ax.set_xlabel(f"Q = {rows[method].score:.3f}", labelpad=2)
+        column[0].set_title(title)
+    for ax, method in zip(axes[:, 0], SHOWN, strict=True):
+        ax.set_ylabel(label(method), color=COLORS[method])
+    return fig
+
+
+# ---- agreement between methods -----------------------------------------------------------------------------------------
+
+
+def agreement_panel(ax, values, low, high, cmap):
+    """One 8 × 8 matrix of agreement with its numbers, and lines between upstream and downstream."""
+    image = ax.imshow(values, cmap=cmap, vmin=low, vmax=high)
+    for i, j in np.ndindex(values.shape):
+        if np.isfinite(values.iloc[i, j]):
+            red, green, blue, _ = image.cmap(image.norm(values.iloc[i, j]))
+            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+            ax.text(j, i, f"{values.iloc[i, j]:.2f}".replace("0.", ".", 1), ha="center", va="center", fontsize=4.8,
+                    color="white" if dark else "black")
+    ax.axhline(len(UPSTREAM) - 0.5, color="black", linewidth=0.8)
+    ax.axvline(len(UPSTREAM) - 0.5, color="black", linewidth=0.8)
+    ax.set_xticks(range(len(METHODS)), [label(m) for m in METHODS], rotation=90, fontsize=5.5)
+    ax.set_yticks(range(len(METHODS)), [label(m) for m in METHODS], fontsize=5.5)
+    ax.label_outer()
+    return image
+
+
+@figure
+def alignment_matrices(tables, measure="element_sim", difference=False):
+    """Mean agreement of each pair of methods, one panel for each of some tables of alignments.
+
+    Args:
+        tables: {title: rows of an alignment table}.
+        difference: add a panel, the last table's matrix less the first one's.
+    """
+    matrices = {f"{title} (n = {networks(table)})": findings.alignment_matrix(table, measure) for title, table in tables.items()}
+    panels = len(matrices) + difference
+    columns = min(3, panels)
+    rows = -(-panels // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH * max(columns, 2) / 3, 2.5 * rows + 0.45), squeeze=False, sharex=True,
+                             sharey=True)
+    for ax in axes.flat[panels:]:
+        ax.remove()
+    for ax, (title, values) in zip(axes.flat, matrices.items(), strict=False):
+        image = agreement_panel(ax, values, 0, 1, "cividis")
+        ax.set_title(title)
+    fig.colorbar(image, ax=axes[:, : columns - difference], location="bottom", shrink=0.5, aspect=40, label=MEASURES[measure])
+    if difference:
+        first, *_, last = matrices.values()
+        ax = axes.flat[panels - 1]
+        image = agreement_panel(ax, last - first, -0.4, 0.4, "PuOr_r")
+        ax.set_title("difference")
+        fig.colorbar(image, ax=ax, location="bottom", shrink=0.9, aspect=20, label="difference")
+    return fig
+
+
+def networks(align):
+    """Number of networks in a table of alignments."""
+    return len(align.drop_duplicates([name for name in ("part", "l2", "l1", "drop", "run") if name in align]))
+
+
+@figure
+def measure_correlations(align, measures=tuple(MEASURES)):
+    """Rank correlations between the measures of agreement over all pairs of different methods, layers and networks."""
+    values = findings.measure_correlations(align, measures)
+    fig, ax = plt.subplots(figsize=(3.5, 3))
+    image = ax.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1)
+    for i, j in np.ndindex(values.shape):
+        ax.text(j, i, f"{values.iloc[i, j]:.2f}", ha="center", va="center", color="white" if abs(values.iloc[i, j]) > 0.7 else "black")
+    ax.set_xticks(range(len(measures)), [MEASURES.get(m, m) for m in measures], rotation=40, ha="right")
+    ax.set_yticks(range(len(measures)), [MEASURES.get(m, m) for m in measures])
+    fig.colorbar(image, shrink=0.8, label="Spearman's ρ")
+    return fig

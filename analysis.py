@@ -273,10 +273,7 @@ def checkpoint_summary(path) -> pd.DataFrame:
         element-centric similarity to the clusterings of the other upstream, and of the other downstream methods.
     Raises: UserError if the file cannot be read or has no modules.
     """
-    stored = checkpoint.read(path, mmap=True)
-    layers = range(max((len(modules) for modules in stored.get("modules", {}).values()), default=0))
-    if not layers:
-        raise UserError(f"{path}: not evaluated; run python eval.py --ckpt-file {path}")
+    layers = range(checkpoint_layers(path))
     entry = [({}, Path(path))]
     modules = table_of(entry, module_metrics(("score", "z", "p", "num_clusters"), layers=layers), [])
     align = table_of(entry, align_metrics(layers=layers), [])
@@ -284,6 +281,17 @@ def checkpoint_summary(path) -> pd.DataFrame:
         modules[name] = [_agreement(align, assoc, layer, family)
                          for assoc, layer in zip(modules["assoc"], modules["layer"], strict=True)]
     return modules.rename(columns={"assoc": "method", "score": "Q", "num_clusters": "clusters"})
+
+
+def checkpoint_layers(path) -> int:
+    """Number of layers whose modules a checkpoint holds.
+
+    Raises: UserError if the file cannot be read or has no modules.
+    """
+    layers = max((len(modules) for modules in checkpoint.read(path, mmap=True).get("modules", {}).values()), default=0)
+    if not layers:
+        raise UserError(f"{path}: not evaluated; run python eval.py --ckpt-file {path}")
+    return layers
 
 
 def _agreement(align, assoc, layer, family):
@@ -298,10 +306,11 @@ def main(args):
     for path in args.checkpoint:
         print(path, checkpoint_summary(path).to_string(index=False, float_format="{:.3f}".format, na_rep="-"), sep="\n")
         if args.plot:
-            import plots  # here, because the figures are built on this file
+            import matrix_plots  # here, because the figures are built on this file
+            import plots
 
             examples = load_checkpoints([path], module_metrics(("score", "adj", "clusters"), layers=(args.layer,)))
-            print(*plots.save(plots.sorted_matrices(examples), f"matrices-{path.parent.parent.name}-{path.stem}"), sep="\n")
+            print(*plots.save(matrix_plots.sorted_matrices(examples), f"matrices-{path.parent.parent.name}-{path.stem}"), sep="\n")
 
 
 if __name__ == "__main__":

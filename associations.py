@@ -193,7 +193,7 @@ class _Measurement:
                     self._exact("forward_jac", group, masks[0].T @ masks[0] * metric)
                 else:
                     jacobian = torch.cat([jacobians[layer] for layer in group])  # (d, B, d₁)
-                    self._exact("forward_jac", group, (jacobian @ metric).flatten(1) @ jacobian.flatten(1).T)
+                    self._exact("forward_jac", group, gram((jacobian @ metric).flatten(1).T, jacobian.flatten(1).T))
         if {"backward_jac", "backward_hess"} & set(self.methods):
             jacobians, first = chain_logit_jacobians(weights, masks), logits.argmax(1)
             for group in self.groups:
@@ -292,8 +292,7 @@ class _Measurement:
             for images in x.detach().split(max(1, JACOBIAN_FLOATS // (self.passes[group] * x[0].numel()))):
                 images = images.requires_grad_()
                 (_, rows), = self._grouped(self.run(images)[0], [group])
-                jacobian = input_jacobian(rows, images).flatten(1)  # (d, S·B·D)
-                self._exact("forward_jac", group, jacobian @ jacobian.T)
+                self._exact("forward_jac", group, gram(input_jacobian(rows, images).flatten(1).T))
 
     # The result
 

@@ -129,9 +129,9 @@ class _Rescale(torch.autograd.Function):
 def linear_where_linear(model):
     """Context manager in which convolutions and batch normalisations differentiate as the linear maps they are.
 
-    Same values, to the bit. torch's own second derivatives also work out what is not asked for here (the weights' share), and make
-    a Jacobian–vector product of a convolutional network cost three forward passes; this way it costs one. Concerns
-    modules of torch's own classes in evaluation mode; any other differentiates as it did.
+    Same values, to the bit. torch's own second derivatives also work out what is not asked for here (the weights'
+    share), and make a Jacobian–vector product of a convolutional network cost three forward passes; this way it costs
+    one. Concerns modules of torch's own classes in evaluation mode; any other differentiates as it did.
     """
     swapped = []
     for module in model.modules():

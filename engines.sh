@@ -19,6 +19,7 @@ run_lines() {
     local dir n
     case $ENGINE in local | parallel | slurm) ;; *) echo "ENGINE=$ENGINE: expected local, parallel or slurm" >&2; return 2 ;; esac
     mkdir -p "${1:-logs}/jobs"
+    rm -f "${1:-logs}"/jobs/*/*.failed
     dir=$(mktemp -d "${1:-logs}/jobs/$(date +%Y%m%d-%H%M%S)-XXX") || return
     { grep . || true; } | sed "s|^python |$PYTHON |" >"$dir/lines"
     n=$(wc -l <"$dir/lines")
@@ -147,6 +148,12 @@ report_failures() {
         echo "    $(tail -n 1 "$1/$i.log" 2>/dev/null || echo "was never started")"
     done
     return 1
+}
+
+# last_failures FOLDER: what went wrong with the lines started last, engines that submit and return included.
+last_failures() {
+    local failed=("$1"/jobs/*/*.failed)
+    [ ! -e "${failed[0]}" ] || echo "${#failed[@]} jobs failed, such as ${failed[0]%.failed}.log: $(tail -n 1 "${failed[0]%.failed}.log")"
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then

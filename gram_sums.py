@@ -1,6 +1,7 @@
 """Running sums over the data of (d, d) matrices, exact or estimated with an error, and what becomes of their means."""
 
 CHUNK = 16  # images whose random estimates are compared as one, for the standard error
+MAX_TERMS = 2**14  # of a float32 sum: over a million terms the rounding errors of a matrix product reach 1e-4
 
 
 def normalized(matrix):
@@ -16,9 +17,9 @@ def normalized(matrix):
 
 
 def gram(a, b=None):
-    """Σ over all leading dimensions of a_i b_j, b = a by default: (…, d) → (d, d)."""
-    a = a.flatten(0, -2)
-    return a.T @ (a if b is None else b.flatten(0, -2))
+    """Σ over all leading dimensions of a_i b_j, b = a by default: (…, d) → (d, d), float64."""
+    a, b = a.flatten(0, -2), (a if b is None else b).flatten(0, -2)
+    return sum((p.T @ q).double() for p, q in zip(a.split(MAX_TERMS), b.split(MAX_TERMS), strict=True))
 
 
 def diagonal_blocks(matrix, widths):
@@ -46,7 +47,7 @@ class Covariance:
             self.shift = rows.mean(0)
         centred = rows - self.shift
         self.first = self.first + centred.sum(0).double()  # (S, d)
-        self.second = self.second + gram(centred).double()  # (d, d)
+        self.second = self.second + gram(centred)  # (d, d)
 
     def mean(self, n):
         """The covariance of n examples."""
@@ -89,7 +90,7 @@ class SampledGramSum:
     def add(self, rows, rows_again):
         """Takes in one pair for a batch: (B, S, d) each, whose Gram matrices estimate the same."""
         for a, b in zip(rows.split(CHUNK), rows_again.split(CHUNK), strict=True):
-            a, b = gram(a).double(), gram(b).double()
+            a, b = gram(a), gram(b)
             difference = a - b
             diagonal = difference.diagonal()
             self.halves = [self.halves[0] + a, self.halves[1] + b]

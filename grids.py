@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -230,6 +231,7 @@ def main(args):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["list", "todo", "status", "dirs", "evaluations"])
     parser.add_argument("names", nargs="+", help="an experiment and some of its parts; for evaluations, directories")

@@ -15,11 +15,26 @@ class DurableIO(CheckpointIO):
         checkpoint.write(path, checkpoint_dict)
 
     def load_checkpoint(self, path, map_location=None, **kwargs):
-        return checkpoint.read(path)
+        stored, folder = checkpoint.read(path), os.path.realpath(os.path.dirname(path))
+        stored["callbacks"] = {
+            name: _moved(state, folder) if "dirpath" in state else state for name, state in stored["callbacks"].items()
+        }
+        return stored
 
     def remove_checkpoint(self, path):
         if os.path.exists(path):  # a killed training may have removed it already
             os.remove(path)
+
+
+def _moved(state, folder):
+    """A ModelCheckpoint's state with the paths that its files have now; under others it would forget which are best."""
+
+    def here(path):
+        return path and os.path.join(folder, os.path.basename(path))
+
+    paths = {key: here(path) for key, path in state.items() if key.endswith("_path")}
+    best = {here(path): score for path, score in state["best_k_models"].items()}
+    return state | paths | {"best_k_models": best, "dirpath": folder}
 
 
 class StopIfStopped(pl.Callback):

@@ -7,11 +7,14 @@ from matplotlib.colors import PowerNorm
 import findings
 from analysis import METHODS, UPSTREAM
 from modularity import girvan_newman, sort_by_cluster
-from plots import COLORS, WIDTH, figure, label
+from plots import COLORS, WIDTH, figure, label, note, placeholder
 
 SHOWN = ("forward_cov", "forward_jac", "backward_jac", "backward_hess")
-MEASURES = {"element_sim": "element-centric similarity", "score": "alignment score", "rmi_norm": "reduced mutual information "
-            "(norm.)", "vi_norm": "normalised information", "adj_spearman_r": "rank correlation of matrices"}
+MEASURES = {"element_sim": "element-centric similarity", "score": "alignment score",
+            "rmi_norm": "reduced mutual information (normalised)", "vi_norm": "mutual information (normalised)",
+            "adj_spearman_r": "rank correlation of matrices"}
+NO_MATRICES = "No matrices in these tables: they need the evaluated checkpoints."
+SHADES = "Darker is stronger (square-root scale up to each matrix's 99th percentile); lines separate clusters."
 
 
 def order_of(clusters):
@@ -44,7 +47,9 @@ def sorted_matrices(examples):
 
     Args: examples: rows with assoc, score, adj, clusters, one per method.
     """
-    examples = examples[examples["score"].notna()]
+    examples = examples[examples["score"].notna()] if len(examples) else examples
+    if not len(examples):
+        return placeholder(NO_MATRICES)
     n = len(examples)
     fig, axes = plt.subplots(4, 4, figsize=(WIDTH, 7.6)) if n > 4 else plt.subplots(2, n, figsize=(WIDTH, 3.9), squeeze=False)
     for ax in axes.flat[2 * n :]:
@@ -59,12 +64,15 @@ def sorted_matrices(examples):
     for i in range(0, len(axes), 2):
         axes[i, 0].set_ylabel("units as numbered")
         axes[i + 1, 0].set_ylabel("units by cluster")
+    note(fig, SHADES)
     return fig
 
 
 @figure
 def matrices_in_each_order(examples):
     """Each method's matrix (rows) with the units in the order of each method's clusters (columns), and its Q under them."""
+    if not len(examples):
+        return placeholder(NO_MATRICES)
     shown = [examples[examples["assoc"] == method].iloc[0] for method in SHOWN if (examples["assoc"] == method).any()]
     fig, axes = plt.subplots(len(shown), len(shown), figsize=(WIDTH, WIDTH * 1.08), squeeze=False)
     for row, a in zip(axes, shown, strict=True):
@@ -74,13 +82,16 @@ def matrices_in_each_order(examples):
         row[0].set_ylabel(f"{label(a.assoc)}\nmatrix", color=COLORS[a.assoc])
     for ax, b in zip(axes[0], shown, strict=True):
         ax.set_title(f"by {label(b.assoc)}\nclusters", color=COLORS[b.assoc])
+    note(fig, SHADES)
     return fig
 
 
 @figure
 def matrices_vs_dropout(examples, layer=0):
     """Matrices of one layer, sorted by cluster, from an untrained network to much dropout (columns), by method (rows)."""
-    examples = examples[examples["layer"] == layer]
+    examples = examples[examples["layer"] == layer] if len(examples) else examples
+    if not len(examples):
+        return placeholder(NO_MATRICES)
     titles = {"dummy": lambda row: "untrained", "l2": lambda row: "dropout 0", "drop": lambda row: f"dropout {row.drop:g}"}
     columns = {}
     for row in examples.itertuples():
@@ -94,6 +105,7 @@ def matrices_vs_dropout(examples, layer=0):
         column[0].set_title(title)
     for ax, method in zip(axes[:, 0], SHOWN, strict=True):
         ax.set_ylabel(label(method), color=COLORS[method])
+    note(fig, SHADES)
     return fig
 
 
@@ -129,7 +141,7 @@ def alignment_matrices(tables, measure="element_sim", difference=False):
     panels = len(matrices) + difference
     columns = min(3, panels)
     rows = -(-panels // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH * max(columns, 2) / 3, 2.5 * rows + 0.45), squeeze=False, sharex=True,
+    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH * max(columns, 2) / 3, 2.0 * rows + 1.5), squeeze=False, sharex=True,
                              sharey=True)
     for ax in axes.flat[panels:]:
         ax.remove()
@@ -155,11 +167,12 @@ def networks(align):
 def measure_correlations(align, measures=tuple(MEASURES)):
     """Rank correlations between the measures of agreement over all pairs of different methods, layers and networks."""
     values = findings.measure_correlations(align, measures)
-    fig, ax = plt.subplots(figsize=(3.5, 3))
+    fig, ax = plt.subplots(figsize=(WIDTH * 0.7, 2.6))
     image = ax.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1)
     for i, j in np.ndindex(values.shape):
         ax.text(j, i, f"{values.iloc[i, j]:.2f}", ha="center", va="center", color="white" if abs(values.iloc[i, j]) > 0.7 else "black")
-    ax.set_xticks(range(len(measures)), [MEASURES.get(m, m) for m in measures], rotation=40, ha="right")
-    ax.set_yticks(range(len(measures)), [MEASURES.get(m, m) for m in measures])
+    ax.set_xticks(range(len(measures)), [m.replace("_", "\n", 1) for m in measures])
+    ax.set_yticks(range(len(measures)), [MEASURES[m] for m in measures])
+    ax.set_aspect("auto")
     fig.colorbar(image, shrink=0.8, label="Spearman's ρ")
     return fig

@@ -1,8 +1,8 @@
 """Newman's modularity Q of a clustering of units, the clustering that maximizes it, and its significance.
 
-An association matrix A (n, n) is symmetric, non-negative and has a zero diagonal; k = A·1 are the strengths of its units
-and m = Σ_ij A_ij. A clustering P (n, c) has one-hot rows. A unit is dead when k_i ≤ 1e-9 · max k: which cluster it is in
-would be decided by rounding, so that its row of P is zero. Columns are in the order of their first unit.
+An association matrix A (n, n) is symmetric, non-negative and has a zero diagonal; k = A·1 are the strengths of its
+units and m = Σ_ij A_ij. A clustering P (n, c) has one-hot rows. A unit is dead when k_i ≤ 1e-9 · max k: which cluster it
+is in would be decided by rounding, so that its row of P is zero. Columns are in the order of their first unit.
 """
 
 import math
@@ -12,13 +12,12 @@ import torch
 
 import optimize_q
 import q_nulls
+from q_arrays import adjacency_problem, modularity_matrix, one_hot, start_labels
 from spectral_q import spectral_labels
 
 MODULES_VERSION = 100
 DEFAULT_NULL_DRAWS = 20
-DEFAULT_ROUNDS = 1000
-DEAD = 1e-9  # relative to the largest strength
-ASYMMETRY = 1e-5  # relative to the largest entry: more than float32 sums in another order differ by
+NULL_ROUNDS = 500  # of refinement, for a matrix drawn from a null
 CHAIN, REFINEMENT, STRENGTH_NULL, ROTATION_NULL = range(4)  # streams of random numbers drawn from one seed
 
 
@@ -79,28 +78,13 @@ def is_valid_adjacency_matrix(adj: torch.Tensor) -> bool:
     return not adjacency_problem(adj) and not adj.diagonal().any()
 
 
-def adjacency_problem(adj: torch.Tensor) -> str:
-    """What keeps adj from being the matrix of a weighted undirected graph, in words; "" if nothing does."""
-    if adj.ndim != 2 or adj.shape[0] != adj.shape[1]:
-        return f"is not square but {tuple(adj.shape)}"
-    if not len(adj):
-        return "is empty"
-    if not adj.isfinite().all():
-        return "has entries that are not finite"
-    if adj.min() < 0:
-        return f"has negative entries (down to {adj.min().item():.3g})"
-    if (difference := (adj - adj.T).abs().max().item()) > ASYMMETRY * adj.max().item():
-        return f"is not symmetric (differences up to {difference:.3g})"
-    return ""
-
-
 def sparsify(adj: torch.Tensor, fraction: float) -> torch.Tensor:
     """The binary graph of the strongest associations.
 
     Args:
         adj: (n, n), symmetric, non-negative; the diagonal is ignored.
-        fraction: share of the pairs with a non-zero entry to keep, in [0, 1]; the number kept is rounded to the nearest,
-            and equal entries are taken in row-major order.
+        fraction: share of the pairs with a non-zero entry to keep, in [0, 1]; the number kept is rounded to the
+            nearest, and equal entries are taken in row-major order.
 
     Returns: (n, n), adj's dtype, ones and zeros, symmetric, zero diagonal.
     Raises: ValueError if adj is invalid or the fraction outside [0, 1].
@@ -124,12 +108,13 @@ def sort_by_cluster(clusters: torch.Tensor) -> torch.Tensor:
 
     Args: clusters: P, (n, c), rows one-hot or zero.
     """
+    if not clusters.any():
+        return torch.arange(len(clusters))
     rank = clusters.sum(0).argsort(descending=True, stable=True).argsort()  # (c,) place of each cluster
-    place = torch.where(clusters.any(1), rank[clusters.argmax(1)], len(rank)) if len(rank) else torch.zeros(len(clusters))
-    return place.argsort(stable=True)
+    return torch.where(clusters.any(1), rank[clusters.argmax(1)], len(rank)).argsort(stable=True)
 
 
-# ---- the best clustering ------------------------------------------------------------------------------------------------
+# ---- the best clustering --------------------------------------------------------------------------------------------
 
 
 def spectral_modularity(adj: torch.Tensor, max_clusters: int | None = None) -> torch.Tensor:
@@ -186,87 +171,41 @@ def monte_carlo_modularity(
 
 
 def refine_modularity(
-    adj: torch.Tensor, clusters: torch.Tensor | None = None, rounds: int = DEFAULT_ROUNDS, seed: int | None = None
+    adj: torch.Tensor, clusters: torch.Tensor | None = None, rounds: int | None = None, seed: int | None = None
 ) -> torch.Tensor:
     """The clustering with the highest Q that iterated local search finds, starting from a given one.
+
+    Each round kicks the clustering (reassigns many units at random, or deals the units of two clusters to new ones),
+    polishes it (single-unit moves until none raises Q, Kernighan–Lin passes, in turn), and goes on from there unless Q fell
+    by more than a random, shrinking amount. The best clustering on the way is the result. On 64 units every seed found
+    the best Q known; above about 1,000 nothing found is repeatably the best.
 
     Args:
         adj: A, (n, n), symmetric, non-negative; the diagonal is ignored.
         clusters: where to start, (n, c), one-hot on live units; by default the spectral clustering.
-        rounds: number of kicks.
+        rounds: number of kicks, by default `default_rounds` of the number of live units.
         seed: the same seed, the same result; None for a different search each time.
 
     Returns: P, (n, c), float32, one-hot; dead units have zero rows. Q is never below that of the start.
     Raises: ValueError if A is invalid or has no weight, or if `clusters` does not fit A.
+
+    Reference: Kernighan & Lin (1970), Bell Syst. Tech. J. 49:291–307, for the passes.
     """
     B, _, live = modularity_matrix(adj)
     labels = spectral_labels(B) if clusters is None else start_labels(clusters, live, len(B))
+    rounds = default_rounds(len(B)) if rounds is None else rounds
     return one_hot(_refine(B, labels, rounds, _stream(seed, REFINEMENT)), live)
 
 
-def modularity_matrix(adj: torch.Tensor) -> tuple[np.ndarray, float, np.ndarray]:
-    """What the searches for the best clustering work on: the modularity matrix of the live units, in two parts.
-
-    Returns:
-        B: (n, n) float64, A/m − aaᵀ with its diagonal set to zero, a_i = Σ_j A_ij/m summed over live j.
-        q0: the trace taken away, so that Q of a clustering of the live units is q0 + Σ_c Σ_{ij∈c} B_ij.
-        live: which units these n are, bool.
-
-    Raises: ValueError if A is invalid or has no weight.
-    """
-    if problem := adjacency_problem(adj):
-        raise ValueError(f"adjacency matrix {problem}")
-    A = adj.detach().cpu().numpy().astype(np.float64)
-    np.fill_diagonal(A, 0)
-    if not A.any():
-        raise ValueError("adjacency matrix has no weight off its diagonal")
-    A /= A.max()  # keeps sums clear of under- and overflow
-    strengths = A.sum(1)
-    live = strengths > DEAD * strengths.max()
-    B = A if live.all() else A[np.ix_(live, live)]
-    B /= strengths.sum()
-    B = _symmetrized(B)
-    a = B.sum(1)
-    for i in range(len(B)):  # by rows: no second matrix of this size
-        B[i] -= a[i] * a
-    np.fill_diagonal(B, 0)
-    return B, -float(a @ a), live
+def default_rounds(n: int) -> int:
+    """Rounds of refinement for n units: what finding the best repeatably took up to 256, then as many as 2 s allow."""
+    if n <= 256:
+        return round(min(1000 * max(1, n / 64) ** 3, 16000))
+    return max(1, round(16000 * (256 / n) ** 2))
 
 
-def _symmetrized(A: np.ndarray) -> np.ndarray:
-    """A in place, the mean of itself and its transpose."""
-    for i in range(len(A)):
-        A[i, i:] += A[i:, i]
-        A[i, i:] /= 2
-        A[i:, i] = A[i, i:]
-    return A
-
-
-def start_labels(clusters: torch.Tensor, live: np.ndarray, room: int) -> np.ndarray:
-    """Labels of the live units in a given clustering, numbered in the order of their first unit."""
-    if clusters.ndim != 2 or len(clusters) != len(live):
-        raise ValueError(f"clusters of shape {tuple(clusters.shape)} for {len(live)} units")
-    P = clusters.detach().cpu().numpy()[live]
-    if not (np.isin(P, (0, 1)).all() and (P.sum(1) == 1).all()):
-        raise ValueError("clusters are not one-hot on every live unit")
-    labels = in_order_of_appearance(P.argmax(1))
-    if labels.max() >= room:
-        raise ValueError(f"{labels.max() + 1} clusters to start from, more than max_clusters = {room}")
-    return labels
-
-
-def in_order_of_appearance(labels: np.ndarray) -> np.ndarray:
-    """The same clustering with labels 0, 1, … numbered in the order of their first unit; int64."""
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return first.argsort().argsort()[inverse].astype(np.int64)
-
-
-def one_hot(labels: np.ndarray, live: np.ndarray) -> torch.Tensor:
-    """P, (n, c), float32, of labels of the live units; columns in the order of their first unit."""
-    labels = in_order_of_appearance(labels)
-    P = torch.zeros(len(live), int(labels.max()) + 1)
-    P[np.flatnonzero(live), labels] = 1
-    return P
+def _null_rounds(n: int) -> int:
+    return max(1, min(NULL_ROUNDS, round(NULL_ROUNDS * (256 / n) ** 2)))
 
 
 def _room(max_clusters: int | None, n: int) -> int:
@@ -297,13 +236,17 @@ def _refine(B, labels, rounds, state):
     return labels
 
 
-def _best_labels(B, q0, seed, steps, target_entropy, *stream):
-    """The whole search, for the matrix itself and for each matrix of its null: spectral, chain, refinement."""
+def _search(B, q0, seed, steps, target_entropy, *stream):
+    """Labels of the spectral start, chain and short refinement that every matrix goes through, real or drawn; the chain."""
     chain = _chain(B, q0, spectral_labels(B), len(B), steps, target_entropy, _stream(seed, CHAIN, *stream))
-    return _refine(B, chain[0], DEFAULT_ROUNDS, _stream(seed, REFINEMENT, *stream)), chain
+    return _refine(B, chain[0], _null_rounds(len(B)), _stream(seed, REFINEMENT, *stream)), chain
 
 
-# ---- evaluation ---------------------------------------------------------------------------------------------------------
+def _q(B, q0, labels):
+    return q0 + float(sum(B[np.ix_(labels == c, labels == c)].sum() for c in range(labels.max() + 1)))
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
 
 
 def find_modules(
@@ -327,50 +270,54 @@ def find_modules(
     Returns:
         adj (float32, diagonal removed), clusters, score (Q of clusters, the best found), num_clusters, mc_score and
         mc_clusters (the plain chain's best), mc_scores, mc_temperatures, mc_entropies (float32), null_mean, null_std, z,
-        p (score against the strength-preserving null), null_draws, version; with `sign` also rotation_null_mean,
-        rotation_null_std, rotation_z and rotation_p. A matrix that has entries that are not finite, or no weight, has no
-        modules: scores and statistics are NaN, there are zero clusters, histories are empty.
+        p (against the strength-preserving null), null_draws, null_effort_score, version; with `sign` also
+        rotation_null_mean, rotation_null_std, rotation_z and rotation_p. z and p are those of null_effort_score, the Q
+        that the search reaches with the effort spent on each draw; the search for `score` goes on from there.
+        A matrix that has entries that are not finite, or no weight, has no modules: scores and statistics are NaN, there
+        are zero clusters, histories are empty.
 
     Raises: ValueError if A is not square, empty, negative or asymmetric, or `sign` has another shape.
     """
     signed = None if sign is None else _signed(adj, sign)
     adj = _without_diagonal(adj)
     if not adj.isfinite().all() or not adj.any():
-        return _no_modules(adj, null_draws, sign is not None)
+        return _no_modules(adj, null_draws, signed is not None)
     B, q0, live = modularity_matrix(adj)
-    labels, (mc_labels, *histories) = _best_labels(B, q0, seed, steps, target_entropy)
+    labels, (mc_labels, *histories) = _search(B, q0, seed, steps, target_entropy)
+    effort_score = _q(B, q0, labels)
+    labels = _refine(B, labels, default_rounds(len(B)), _stream(seed, REFINEMENT, REFINEMENT))
     clusters, mc_clusters = one_hot(labels, live), one_hot(mc_labels, live)
-    score = _modularity(adj, clusters).item()
     scores, temperatures, entropies = (torch.from_numpy(history).float() for history in histories)
-
-    def null(draw, stream):
-        return q_nulls.significance(score, [_null_q(draw(_stream(seed, stream, i)), seed, steps, target_entropy, stream, i)
-                                            for i in range(null_draws)])
-
     modules = {
         "adj": adj,
         "clusters": clusters,
-        "score": score,
+        "score": _modularity(adj, clusters).item(),
         "num_clusters": soft_num_clusters(clusters).item(),
         "mc_score": _modularity(adj, mc_clusters).item(),
         "mc_clusters": mc_clusters,
         "mc_scores": scores,
         "mc_temperatures": temperatures,
         "mc_entropies": entropies,
+        "null_effort_score": effort_score,
     }
-    A = adj.numpy().astype(np.float64)[np.ix_(live, live)]
-    modules |= null(q_nulls.strength_preserving(A), STRENGTH_NULL)
+
+    def null_scores(draw, stream):
+        for i in range(null_draws):
+            B, q0, _ = modularity_matrix(torch.from_numpy(draw(np.random.default_rng((seed, stream, i)))))
+            labels, _ = _search(B, q0, seed, steps, target_entropy, stream, i)
+            yield _q(B, q0, labels)
+
+    inner = np.ix_(live, live)
+    draw = q_nulls.strength_preserving(adj.double().numpy()[inner])
+    modules |= q_nulls.significance(effort_score, list(null_scores(draw, STRENGTH_NULL)))
     if signed is not None:
-        rotation = null(q_nulls.rotation(signed[np.ix_(live, live)]), ROTATION_NULL)
-        modules |= {f"rotation_{key}": value for key, value in rotation.items()}
+        rotated = null_scores(q_nulls.rotation(signed[inner]), ROTATION_NULL)
+        modules |= _prefixed("rotation_", q_nulls.significance(effort_score, list(rotated)))
     return modules | {"null_draws": null_draws, "version": MODULES_VERSION}
 
 
-def _null_q(A, seed, steps, target_entropy, *stream):
-    """Highest Q found for one matrix of a null, with the same effort as for the real one."""
-    B, q0, _ = modularity_matrix(torch.from_numpy(A))
-    labels, _ = _best_labels(B, q0, seed, steps, target_entropy, *stream)
-    return q0 + float(sum(B[np.ix_(labels == c, labels == c)].sum() for c in range(labels.max() + 1)))
+def _prefixed(prefix: str, values: dict) -> dict:
+    return {prefix + key: value for key, value in values.items()}
 
 
 def _without_diagonal(adj: torch.Tensor) -> torch.Tensor:
@@ -393,10 +340,10 @@ def _signed(adj: torch.Tensor, sign: torch.Tensor) -> np.ndarray:
 def _no_modules(adj: torch.Tensor, null_draws: int, rotated: bool) -> dict:
     """What `find_modules` records for a matrix that has no modules."""
     empty = torch.zeros(len(adj), 0)
-    modules = {"adj": adj, "clusters": empty, "score": math.nan, "num_clusters": 0.0}
-    modules |= {"mc_score": math.nan, "mc_clusters": empty.clone()}
+    modules = {"adj": adj, "clusters": empty, "num_clusters": 0.0, "mc_clusters": empty.clone()}
+    modules |= dict.fromkeys(("score", "mc_score", "null_effort_score"), math.nan)
     modules |= {key: torch.zeros(0) for key in ("mc_scores", "mc_temperatures", "mc_entropies")}
     statistics = q_nulls.significance(math.nan, [])
     if rotated:
-        modules |= {f"rotation_{key}": value for key, value in statistics.items()}
+        modules |= _prefixed("rotation_", statistics)
     return modules | statistics | {"null_draws": null_draws, "version": MODULES_VERSION}

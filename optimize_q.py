@@ -13,11 +13,16 @@ import numpy as np
 ROUNDING = 1e-13  # differences of Q (of order 1) below this are rounding: never an improvement, always a tie
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 ENTROPY_ERROR = 1e-3  # nats; the rule asks for 0.01
+SCATTERED = 32  # kicks that scatter, per n
+LENIENCE = 4e-3  # mean loss of Q accepted after the first kick, relative to the best; falls to 0 with the last
 PATIENCE = 8  # moves without improvement that end a Kernighan–Lin pass
 
 
 def jit(function):
-    """`numba.njit`, with the machine code kept on disk wherever numba finds a directory that it may write to."""
+    """`numba.njit`, with the machine code kept on disk wherever numba finds a directory that it may write to.
+
+    A compiled function must call only compiled functions of its own file: numba does not notice changes in others.
+    """
     try:
         return numba.njit(cache=True, error_model="numpy")(function)
     except RuntimeError:  # "no locator available": neither beside the source nor in the user's cache directory
@@ -54,7 +59,7 @@ def shuffle(state, order, count):
         order[i], order[j] = order[j], order[i]
 
 
-# ---- a clustering in progress: labels, sizes and ties S ---------------------------------------------------------------
+# ---- a clustering in progress: labels, sizes and ties S -------------------------------------------------------------
 
 
 @jit
@@ -122,7 +127,7 @@ def move(B, labels, S, sizes, k, u, c):
     return drop_if_empty(labels, S, sizes, k, a)
 
 
-# ---- the Monte Carlo chain ----------------------------------------------------------------------------------------------
+# ---- the Monte Carlo chain ------------------------------------------------------------------------------------------
 
 
 @jit
@@ -163,7 +168,9 @@ def solve_temperature(gaps, count, target, x, weights):
     low, high = unit / MAX_TEMPERATURE, unit / MIN_TEMPERATURE
     low_tried, high_tried = False, False
     x = min(max(x, low), high)
-    for step in range(200):
+    evaluations = 0
+    while evaluations < 200:
+        evaluations += 1
         entropy, slope = choice_entropy(gaps, unit, count, x, weights)
         if abs(entropy - target) < ENTROPY_ERROR:
             break
@@ -186,15 +193,15 @@ def solve_temperature(gaps, count, target, x, weights):
             x = guess
         if not (low < x < high) and high - low < 1e-14 * high:
             break
-    return unit / x, entropy, x, step + 1
+    return unit / x, entropy, x, evaluations
 
 
 @jit
 def run_chain(B, q0, labels, S, sizes, max_clusters, target, state, scores, temperatures, entropies):
     """The Monte Carlo chain of `modularity.monte_carlo_modularity`; returns the labels of the best clustering seen.
 
-    S must have room for one cluster more than can arise; scores (Q after the step), temperatures and entropies receive one
-    value a step.
+    S must have room for one cluster more than can arise; scores (Q after the step), temperatures and entropies receive
+    one value a step.
     """
     n, k = len(labels), tally(B, labels, S, sizes)
     q = q0 + total(S, labels)
@@ -228,7 +235,7 @@ def run_chain(B, q0, labels, S, sizes, max_clusters, target, state, scores, temp
     return best_labels
 
 
-# ---- refinement: iterated local search ---------------------------------------------------------------------------------
+# ---- refinement: iterated local search ------------------------------------------------------------------------------
 
 
 @jit
@@ -329,10 +336,10 @@ def polish(B, labels, S, sizes, k, order, locked, top, units, homes, state):
 
 
 @jit
-def kick(B, labels, S, sizes, k, pool, state):
-    """Reassign a random n/4 … n units to a random number (2 … 2k + 1) of clusters at random; return k.
+def scatter(B, labels, S, sizes, k, pool, state):
+    """Kick: reassign a random n/4 … n units at random to 2 … 2k + 1 clusters; return k.
 
-    The number must vary: kicks among the k clusters there are seldom find an optimum with more of them.
+    The number of clusters varies: kicks among the k that there are seldom lead to an optimum with more.
     """
     n = len(labels)
     count = max(1, n // 4) + random_below(state, n - max(1, n // 4) + 1)
@@ -344,25 +351,71 @@ def kick(B, labels, S, sizes, k, pool, state):
 
 
 @jit
+def dissolve(B, labels, S, sizes, k, members, state):
+    """Kick: deal the units of two clusters at random to 1 … 3 new ones; return k.
+
+    One cluster is a random unit's, the other a random one or, as often, the one that this unit is most tied to next.
+    """
+    n = len(labels)
+    u = random_below(state, n)
+    a, b = labels[u], random_below(state, k)
+    if random_unit(state) < 0.5:
+        most = -np.inf
+        for c in range(k):
+            if c != a and S[c, u] > most:
+                most, b = S[c, u], c
+    count = 0
+    for v in range(n):
+        if labels[v] == a or labels[v] == b:
+            members[count] = v
+            count += 1
+    parts = 1 + random_below(state, 3)
+    first = np.full(3, -1)  # the unit that opened each part: clusters are renumbered on the way, units are not
+    for i in range(count):
+        v, part = members[i], random_below(state, parts)
+        if first[part] >= 0:
+            k = move(B, labels, S, sizes, k, v, labels[first[part]])
+            continue
+        first[part] = v
+        if sizes[labels[v]] > 1:
+            k = move(B, labels, S, sizes, k, v, k)
+    return k
+
+
+@jit
 def iterated_local_search(B, labels, S, sizes, rounds, state):
-    """Refinement of `modularity.refine_modularity`; changes labels in place and returns Q − q0 and the round of the last gain."""
+    """Refinement of `modularity.refine_modularity`; changes labels in place; returns Q − q0, round of the last gain.
+
+    A round kicks the clustering (scattering with probability 32/n, else dissolving), polishes it, and keeps the result if
+    Q falls by no more than a random amount, exponential, whose mean falls from LENIENCE of the best Q to 0.
+    """
     n = len(labels)
     order, pool, locked, top = np.arange(n), np.arange(n), np.zeros(n, np.bool_), np.empty(n)
     units, homes = np.empty(n, np.int64), np.empty(n, np.int64)
     k = tally(B, labels, S, sizes)
     k = polish(B, labels, S, sizes, k, order, locked, top, units, homes, state)
-    best, kept, last = total(S, labels), labels.copy(), 0
+    q, kept_k, kept, kept_sizes, kept_S = total(S, labels), k, labels.copy(), sizes.copy(), np.empty(S.shape)
+    kept_S[:k] = S[:k]
+    best, best_labels, last = q, labels.copy(), 0
     for r in range(rounds):
-        k = kick(B, labels, S, sizes, k, pool, state)
-        k = polish(B, labels, S, sizes, k, order, locked, top, units, homes, state)
-        q = total(S, labels)
-        if q > best - ROUNDING:
-            if q > best + ROUNDING:
-                last = r + 1
-            best = max(best, q)
-            kept[:] = labels
+        if random_below(state, n) < SCATTERED:
+            k = scatter(B, labels, S, sizes, k, pool, state)
         else:
+            k = dissolve(B, labels, S, sizes, k, units, state)
+        k = polish(B, labels, S, sizes, k, order, locked, top, units, homes, state)
+        new, lenience = total(S, labels), LENIENCE * (1.0 - r / rounds)
+        if new > q - ROUNDING + lenience * abs(best) * np.log(1.0 - random_unit(state)):
+            q, kept_k = new, k
+            kept[:] = labels
+            kept_sizes[:k] = sizes[:k]
+            kept_S[:k] = S[:k]
+            if q > best + ROUNDING:
+                best, last = q, r + 1
+                best_labels[:] = labels
+        else:
+            k = kept_k
             labels[:] = kept
-            k = tally(B, labels, S, sizes)
-    labels[:] = kept
+            sizes[:k] = kept_sizes[:k]
+            S[:k] = kept_S[:k]
+    labels[:] = best_labels
     return best, last

@@ -10,8 +10,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 import findings
+import grids
 from analysis import ACCURACIES, DOWNSTREAM, METHODS, UPSTREAM
 
 WIDTH = 7.2  # inches, across a page
@@ -20,11 +22,11 @@ COLORS = dict(zip(METHODS, ("#0072B2", "#56B4E9", "#332288", "#009E73", "#D55E00
 MARKERS = dict(zip(METHODS, "osD^osD^", strict=True))
 SYMBOLS = {"drop": "dropout", "l1": "L1 weight", "l2": "L2 weight"}
 VALUES = {"score": "modularity Q", "num_clusters": "number of clusters", "l1_norm": "L1 norm", "l2_norm": "L2 norm",
-          "nuc_norm": "nuclear norm", "sparsity": "share of weights < 0.001", "z": "z of Q against shuffled matrices"}
+          "nuc_norm": "nuclear norm", "sparsity": "share of weights\nbelow 0.001", "z": "z of Q against\nshuffled matrices"}
 STYLE = {
     "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7.5, "legend.fontsize": 6.5, "legend.frameon": False,
     "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "axes.linewidth": 0.6, "lines.linewidth": 1.1, "lines.markersize": 3.5,
-    "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130, "savefig.dpi": 300,
+    "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "savefig.dpi": 300,
     "figure.constrained_layout.use": True, "svg.hashsalt": "figures",
 }
 BAND = "0.55"
@@ -37,6 +39,8 @@ def figure(draw):
     def styled(*args, **kwargs):
         with plt.rc_context(STYLE):
             drawn = draw(*args, **kwargs)
+            drawn.draw_without_rendering()
+            drawn.set_layout_engine("none")  # the layout is final: saving and showing need not find it again
             plt.close(drawn)
         return drawn
 
@@ -53,9 +57,37 @@ def save(drawn, name, folder=Path("figures")):
     return paths
 
 
+def keep(drawn, name, folder=Path("figures")):
+    """Saves a figure and returns it, so that a notebook shows what it keeps."""
+    save(drawn, name, folder)
+    return drawn
+
+
+def placeholder(text):
+    """A figure that says why there is none."""
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.5))
+    ax.axis("off")
+    ax.text(0.5, 0.5, text, ha="center", va="center")
+    return fig
+
+
 def label(method):
     """A method's name in figures."""
     return str(method).replace("_", " ")
+
+
+def signed(x):
+    """A correlation to two places, with a true minus sign."""
+    return f"{x:.2f}".replace("-", "−")
+
+
+def number(x):
+    """A strength in few characters.
+
+    >>> number(1e-05), number(0.00316228)
+    ('1e-5', '0.0032')
+    """
+    return f"{x:.2g}".replace("e-0", "e-")
 
 
 def line_style(method):
@@ -87,9 +119,18 @@ def strength_axis(ax, regularizer, strengths):
     return lambda x: np.where(np.asarray(x) > 0, x, zero)
 
 
+def beside(place, regularizer, shift):
+    """The same places, moved sideways by a hair's breadth times `shift`, so that equal values stay visible."""
+    if regularizer == "drop":
+        return lambda x: place(x) + 0.004 * shift
+    return lambda x: place(x) * 10 ** (0.03 * shift)
+
+
 def untrained_band(ax, values):
     """Shades mean ± 1, 2 and 3 standard deviations of untrained networks."""
     values = values.dropna()
+    if len(values):
+        ax.axhline(values.mean(), color=BAND, linewidth=0.5, zorder=0)
     for sigmas in (3, 2, 1) if len(values) > 1 else ():
         spread = sigmas * values.std()
         ax.axhspan(values.mean() - spread, values.mean() + spread, color=BAND, alpha=0.18, linewidth=0, zorder=0)
@@ -125,11 +166,16 @@ def count(table):
 
 def caption(fig, table, regularizer=None):
     """Says below a figure what its bars, bands and n are."""
-    drop = [count(findings.along(table, r)) for r in ([regularizer] if regularizer else findings.present_regularizers(table))]
-    n = ", ".join(dict.fromkeys(drop))
+    shown = [regularizer] if regularizer else findings.present_regularizers(table)
+    n = ", ".join(dict.fromkeys(count(findings.along(table, name)) for name in shown))
     null = findings.untrained(table).drop_duplicates("run")
-    fig.supxlabel(f"Bars: 95% bootstrap intervals over networks ({n} a point). Grey: mean ± 1, 2, 3 σ of {len(null)} untrained "
-                  "networks. Hatched: over half of the runs below 0.8 test accuracy.", fontsize=6, color="0.35")
+    note(fig, f"Bars: 95% bootstrap intervals over networks ({n} a point). Grey: mean ± 1, 2, 3 σ of {len(null)} untrained "
+              "networks. Hatched: over half of the runs below 0.8 test accuracy.")
+
+
+def note(fig, text):
+    """A line below a figure."""
+    fig.supxlabel(text, fontsize=6, color="0.35")
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------
@@ -154,7 +200,7 @@ def accuracy_vs_regularization(models):
                           ["0.1", "0.5", "0.8", "0.9", "0.95", "0.98", "0.99", "0.999"])
     axes[0, 0].minorticks_off()
     axes[0, 0].set_ylabel("accuracy")
-    axes[0, -1].legend(loc="center right")
+    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     caption(fig, models)
     return fig
 
@@ -172,7 +218,10 @@ def norms_vs_regularization(models):
             curve(ax, place, rows, name, color="black", marker="o")
             untrained_band(ax, findings.untrained(models)[name])
             too_much_shade(ax, findings.failures(models), regularizer, place)
-            ax.set_yscale("linear" if name == "sparsity" else "log")
+            if name != "sparsity":
+                ax.set_yscale("log")
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.4)))
             ax.label_outer()
     for ax, name in zip(axes[:, 0], names, strict=True):
         ax.set_ylabel(VALUES[name])
@@ -192,7 +241,7 @@ def failures_vs_regularization(models):
         ax.plot(place(rows["strength"]), rows["failed"], color="black", marker="o", clip_on=False)
         ax.axhline(0.5, color="0.5", linewidth=0.6, linestyle=":")
         first = rows.loc[rows["too_much"], "strength"].min()
-        ax.set_title("never too much" if np.isnan(first) else f"too much from {first:g}")
+        ax.set_title("no strength is too much" if np.isnan(first) else f"too much from {number(first)}")
         ax.set_ylim(-0.03, 1.03)
     axes[0, 0].set_ylabel("share of runs below\n0.8 test accuracy")
     return fig
@@ -211,8 +260,9 @@ def modules_vs_regularization(results, value="score"):
         for ax, regularizer in zip(row, regularizers, strict=True):
             rows = findings.along(modules, regularizer)
             place = strength_axis(ax, regularizer, rows["strength"])
-            for method in family:
-                curve(ax, place, rows[rows["assoc"] == method], value, label=label(method), **line_style(method))
+            for method, shift in zip(family, (-1.5, -0.5, 0.5, 1.5), strict=True):
+                curve(ax, beside(place, regularizer, shift), rows[rows["assoc"] == method], value, label=label(method),
+                      **line_style(method))
             means = findings.untrained(modules)[lambda t, family=family: t["assoc"].isin(family)]
             untrained_band(ax, means.groupby("run")[value].mean())
             too_much_shade(ax, findings.failures(results.models), regularizer, place)
@@ -238,7 +288,8 @@ def modules_by_layer(results, regularizer, value="score", authors=None):
         for layer, style in zip(layers, layer_styles(method, len(layers)), strict=True):
             curve(ax, place, rows[(rows["assoc"] == method) & (rows["layer"] == layer)], value, **style)
             for q in authors_values(authors, results, method, layer, value):
-                ax.plot(place(0.0 if regularizer != "l2" else 1e-5), q, "*", color="black", markersize=5, zorder=5)
+                ax.plot(place(grids.L2_ALONE if regularizer == "l2" else 0.0), q, "*", color=style["color"], markersize=6,
+                        markeredgecolor="black", markeredgewidth=0.5, zorder=5)
         null = findings.untrained(results.modules)
         untrained_band(ax, null[null["assoc"] == method].groupby("run")[value].mean())
         too_much_shade(ax, findings.failures(results.models), regularizer, place)
@@ -246,7 +297,7 @@ def modules_by_layer(results, regularizer, value="score", authors=None):
         ax.label_outer()
     for ax in axes[:, 0]:
         ax.set_ylabel(VALUES[value])
-    legend_of_layers(fig, layers, authors is not None and len(authors) > 0)
+    legend_of_layers(fig, layers, len(authors_values(authors, results, METHODS[0], layers[0], value)) > 0)
     caption(fig, results.modules, regularizer)
     return fig
 
@@ -297,7 +348,7 @@ def modules_vs_depth(results, value="score"):
         ax.set_xlabel("hidden layer")
     for ax in axes[:, 0]:
         ax.set_ylabel(VALUES[value])
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=3)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, handlelength=3)
     return fig
 
 
@@ -306,11 +357,11 @@ def depth_conditions(results):
     modules = findings.usable(results.modules, results.models)
     conditions = {"untrained": findings.untrained(modules)}
     base = findings.along(modules, "drop")
-    conditions["L2 = 1e-05"] = base[base["strength"] == 0]
+    conditions["L2 = 1e-5"] = base[base["strength"] == 0]
     for regularizer in findings.present_regularizers(modules):
         rows = findings.along(modules, regularizer)
         top = rows["strength"].max()
-        conditions[f"{SYMBOLS[regularizer].removesuffix(' weight')} = {top:g}"] = rows[rows["strength"] == top]
+        conditions[f"{SYMBOLS[regularizer].removesuffix(' weight')} = {number(top)}"] = rows[rows["strength"] == top]
     return {name: rows for name, rows in conditions.items() if len(rows)}
 
 
@@ -336,8 +387,8 @@ def null_distributions(results):
         ax.set_ylabel(VALUES[value])
     axes[1].set_xticks(range(len(METHODS)), [label(m).replace(" ", "\n", 1) for m in METHODS])
     n = [t.drop_duplicates("run").shape[0] for t in (null, base)]
-    fig.supxlabel(f"Boxes: {n[0]} untrained networks × layers. Points: {n[1]} networks trained with L2 = 1e-05 × layers. "
-                  "Black bars: mean Q of shuffled matrices with the same strengths.", fontsize=6, color="0.35")
+    note(fig, f"Boxes: {n[0]} untrained networks × layers. Points: {n[1]} networks trained with L2 = 1e-5 × layers. "
+              "Black bars: mean Q of shuffled matrices with the same strengths.")
     return fig
 
 
@@ -349,20 +400,20 @@ def effects(table):
     """Finding 1: the change of Q from the weakest to the strongest usable regularisation, per regulariser and method."""
     regularizers = list(table["regularizer"].unique())
     fig, axes = plt.subplots(1, len(regularizers), figsize=(WIDTH, 2.3), sharex=True, sharey=True, squeeze=False)
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(4))
     for ax, regularizer in zip(axes[0], regularizers, strict=True):
         for row in table[table["regularizer"] == regularizer].itertuples():
             y = -METHODS.index(row.assoc)
             bars = np.abs(np.array([[row.change_low], [row.change_high]]) - row.change)
             ax.errorbar(row.change, y, xerr=np.nan_to_num(bars), **line_style(row.assoc) | {"linestyle": ""})
-            ax.annotate(f"ρ = {row.rho:.2f}", (1.0, y), xycoords=("axes fraction", "data"), fontsize=6, va="center", ha="left",
+            ax.annotate(f"ρ = {signed(row.rho)}", (1.0, y), xycoords=("axes fraction", "data"), fontsize=6, va="center", ha="left",
                         color="0.3")
         ax.axvline(0, color="0.5", linewidth=0.6)
         at = table.loc[table["regularizer"] == regularizer, "at"].max()
-        ax.set_title(f"{SYMBOLS[regularizer]} up to {at:g}")
+        ax.set_title(f"{SYMBOLS[regularizer]} up to {number(at)}")
         ax.set_xlabel("change of Q")
     axes[0, 0].set_yticks([-i for i in range(len(METHODS))], [label(m) for m in METHODS])
-    fig.supxlabel("Bars: 95% bootstrap intervals over networks. ρ: rank correlation of Q with strength over all networks.",
-                  fontsize=6, color="0.35")
+    note(fig, "Bars: 95% bootstrap intervals over networks. ρ: rank correlation of Q with strength over all networks.")
     return fig
 
 
@@ -372,8 +423,7 @@ def agreement(table, authors=None):
 
     Args: authors: the same table of the original program's network, drawn as stars.
     """
-    measures = {"element_sim": "element-centric similarity", "excess": "alignment score above chance", "rmi_norm": "reduced mutual "
-                "information (norm.)"}
+    measures = {"element_sim": "element-centric\nsimilarity", "excess": "alignment score\nabove shuffled clusterings", "rmi_norm": "reduced mutual\ninformation (normalised)"}
     fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.4), sharex=True)
     conditions = list(table["condition"].unique())
     for ax, (measure, name) in zip(axes, measures.items(), strict=True):
@@ -384,7 +434,7 @@ def agreement(table, authors=None):
             title = f"{SYMBOLS.get(condition, condition)} (n = {rows['n'].max():.0f})"
             ax.errorbar(x, rows[measure], yerr=np.nan_to_num(bars), linestyle="", color=color, marker="xosD^"[i], label=title)
         if authors is not None and len(authors):
-            rows = authors.set_index("group").reindex(findings.GROUPS)
+            rows = authors[authors["condition"] == "trained"].set_index("group").reindex(findings.GROUPS)
             ax.plot(np.arange(3) + 0.42, rows[measure], "*", color="black", label="original program (n = 1)")
         if measure != "element_sim":
             ax.axhline(0, color="0.5", linewidth=0.6)
@@ -407,8 +457,9 @@ def modularity_vs_accuracy(results, correlations):
                 ax.plot(rows["score"], rows["test_acc"], marker, color=color, markersize=2.5, label=f"{SYMBOLS[part]} grid",
                         markerfacecolor="none", markeredgewidth=0.6)
         for row in correlations[correlations["assoc"] == method].itertuples():
-            ax.set_title(f"{label(method)}\nρ = {row.overall:.2f}, matched {row.matched:.2f} [{row.low:.2f}, {row.high:.2f}]",
-                         fontsize=6.5)
+            ax.set_title(f"ρ = {signed(row.overall)}, matched {signed(row.matched)}\n[{signed(row.low)}, {signed(row.high)}]",
+                         fontsize=6, color="0.3")
+        ax.text(0.97, 0.97, label(method), color=COLORS[method], transform=ax.transAxes, ha="right", va="top")
     for ax in axes[-1]:
         ax.set_xlabel(VALUES["score"])
     for ax in axes[:, 0]:

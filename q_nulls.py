@@ -1,7 +1,7 @@
 """Random matrices without modules to hold a real matrix's Q against, and the significance that follows.
 
-Each null is a function of a random state (see `optimize_q.random_state`) that draws one matrix (n, n), float64,
-symmetric, non-negative, zero diagonal.
+Each null is a function of a numpy generator that draws one matrix (n, n), float64, symmetric, non-negative, with a zero
+diagonal.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from optimize_q import jit, random_unit, shuffle
+from optimize_q import jit
 
 NORMALISED = 1e-4  # a diagonal this close to 1 is that of a normalised matrix
 EVERYWHERE = 1e-3  # share of the expected weight added to every pair, so that the scaling exists for sparse matrices
@@ -34,7 +34,7 @@ def significance(score: float, null: list[float]) -> dict:
     return {"null_mean": mean, "null_std": std, "z": z, "p": p}
 
 
-def strength_preserving(A: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def strength_preserving(A: np.ndarray) -> Callable[[np.random.Generator], np.ndarray]:
     """Null with every unit's strength kept: A's off-diagonal entries shuffled after scaling them to unit strengths.
 
     W = DAD with D diagonal and the strengths of W all equal (Sinkhorn's scaling); the entries of W's upper triangle are
@@ -51,11 +51,9 @@ def strength_preserving(A: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     upper = np.triu_indices(len(A), 1)
     entries = W[upper]
 
-    def draw(state: np.ndarray) -> np.ndarray:
-        order = np.arange(len(entries))
-        shuffle(state, order, len(order))
+    def draw(random: np.random.Generator) -> np.ndarray:
         W = np.zeros_like(A)
-        W[upper] = entries[order]
+        W[upper] = random.permutation(entries)
         W += W.T
         x = balancing(W, k * A.sum(), 1 / d)
         return W * np.outer(x, x)
@@ -92,7 +90,7 @@ def balancing(W, strengths, x):
     return kept
 
 
-def rotation(C: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def rotation(C: np.ndarray) -> Callable[[np.random.Generator], np.ndarray]:
     """Null with the spectrum kept: the absolute value of OCOᵀ, O a random orthogonal matrix.
 
     Where C has a unit diagonal (a normalised matrix) the rotated matrix is normalised again.
@@ -104,9 +102,9 @@ def rotation(C: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         raise ValueError("the rotation null needs the diagonal of the signed matrix, positive for every live unit")
     normalised = np.abs(diagonal - 1).max() < NORMALISED
 
-    def draw(state: np.ndarray) -> np.ndarray:
+    def draw(random: np.random.Generator) -> np.ndarray:
         rotated = C.copy()
-        rotate(rotated, state)
+        rotate(rotated, random.normal(size=(len(C) * (len(C) + 1) // 2)))
         if normalised:
             scale = 1 / np.sqrt(np.maximum(np.diagonal(rotated), 1e-12))
             rotated *= np.outer(scale, scale)
@@ -117,19 +115,20 @@ def rotation(C: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @jit
-def rotate(C, state):
+def rotate(C, normals):
     """C ← OCOᵀ in place, O from the Haar distribution up to the signs of its rows.
 
-    O is a product of n − 1 Householder reflections with normal random vectors of length 2 … n.
+    O is a product of n − 1 Householder reflections with normal random vectors of length 2 … n, taken from `normals`.
 
     Reference: Stewart (1980), SIAM J. Numer. Anal. 17:403–409.
     """
     n = len(C)
-    u, w = np.zeros(n), np.zeros(n)
+    u, w, used = np.zeros(n), np.zeros(n), 0
     for first in range(n - 2, -1, -1):
         square = 0.0
         for i in range(first, n):
-            u[i] = np.sqrt(-2.0 * np.log(1.0 - random_unit(state))) * np.cos(2.0 * np.pi * random_unit(state))
+            u[i] = normals[used]
+            used += 1
             square += u[i] * u[i]
         if square == 0.0:
             continue

@@ -120,6 +120,16 @@ def _examples(name, logs, parts):
     return table[table["score"].notna()].reset_index(drop=True) if len(table) else table
 
 
+def of_checkpoints(paths) -> Results:
+    """The results of any evaluated checkpoints, hyperparameters as recorded in them; all count as trained (part "l2")."""
+    paths = [Path(path) for path in paths]
+    layers = range(max(analysis.checkpoint_layers(path) for path in paths))
+    metrics = [*analysis.module_metrics(MODULE_FIELDS, layers=layers), *analysis.align_metrics(ALIGN_FIELDS, layers=layers)]
+    table = analysis.load_checkpoints(paths, [*BASIC_METRICS, *metrics]).assign(part="l2", checkpoint="best")
+    matrices = analysis.load_checkpoints(paths, analysis.module_metrics(("score", "adj", "clusters"), layers=layers))
+    return Results(*_split(table), matrices.assign(part="l2", checkpoint="best"))
+
+
 def save_results(results: Results, folder, name: str) -> None:
     """Writes an experiment's tables to <folder>/<name>-{models,modules,align,examples}.parquet.
 
@@ -148,3 +158,8 @@ def open_results(name: str, logs=Path("."), folder=Path("results")) -> Results:
         return load_results(folder, name)
     raise UserError(f"neither {grids.save_dir(name, '*')} nor {name}-*.parquet in {Path(folder).name}/: run ./train.sh {name}, "
                     f"then ./eval.sh {grids.save_dir(name, '*')}")
+
+
+def original_program(folder=Path("results")) -> Results:
+    """The tables of a network that the study's original program trained and evaluated: MNIST, L2 = 1e-5, run 0."""
+    return load_results(folder, "original-program")

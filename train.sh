@@ -28,13 +28,15 @@ while [ $# -gt 0 ]; do
 done
 [ ${#words[@]} -gt 0 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2; }
 
-[ $what = run ] || exec "$PYTHON" grids.py $what "${words[@]}" --options="${options[*]@Q}"
-lines=$("$PYTHON" grids.py todo "${words[@]}" --options="${options[*]@Q}") # a wrong name fails here
-mapfile -t folders < <("$PYTHON" grids.py dirs "${words[@]}")
+grid() { "$PYTHON" grids.py "$1" "${words[@]}" --options="${options[*]@Q}"; }
+lines=$(grid todo) # a wrong name fails here
+mapfile -t folders < <(grid dirs)
+[ $what != list ] || { grid list; exit; }
+[ $what != status ] || { grid status; last_failures "${folders[0]}"; exit; }
 status=0
 run_lines "${folders[0]}" <<<"$lines" || status=1
 if [ "$ENGINE" != slurm ]; then
-    "$PYTHON" grids.py status "${words[@]}"
+    grid status
     ! $then_eval || ./eval.sh "${folders[@]}"
 elif $then_eval; then # the list of evaluations is made when the training has ended
     sbatch ${submitted:+--dependency="afterany:$submitted"} --job-name=then-eval --output="${folders[0]}/then-eval-%j.out" \

@@ -1,6 +1,7 @@
 """Association matrices against slow, obvious implementations, the stored measurements, and what must hold of them."""
 import math
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from gram_sums import Covariance, SampledGramSum, diagonal_blocks, normalized
 from models.cifar10 import Cifar10Fast
 from models.mnist import MnistSupervised
 
+# torch.func's first forward-mode call compiles its own decompositions with a deprecated function
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+
 
 def batches_of(x, y, size):
     return list(zip(x.split(size), y.split(size), strict=True))
@@ -25,7 +29,7 @@ def batches_of(x, y, size):
 
 def random_data(n, *shape, classes=10, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, *shape, generator=generator, dtype=dtype)
+    x = torch.randn(n, *shape, generator=generator, dtype=dtype)
     return x, torch.randint(classes, (n,), generator=generator)
 
 
@@ -54,7 +58,7 @@ def small_conv(after=None, classes=3, seed=0):
 def small_dense(activation=nn.ReLU, widths=(5, 6, 7, 4), seed=0):
     """Linear → activation → …, float64; the names of the activations' modules are in `.names`."""
     torch.manual_seed(seed)
-    parts = [part for a, b in zip(widths, widths[1:-1], strict=False) for part in (nn.Linear(a, b), activation())]
+    parts = [part for a, b in pairwise(widths[:-1]) for part in (nn.Linear(a, b), activation())]
     model = nn.Sequential(*parts, nn.Linear(widths[-2], widths[-1])).double().eval()
     model.names = [str(i) for i in range(1, len(parts), 2)]
     return model
@@ -79,7 +83,8 @@ def textbook(before, after, x, y):
 
         j_in = units(jacrev(lambda t: before(t[None])[0])(xn)).flatten(2)  # (S, C, D)
         j_out = jacrev(logits)(hn).reshape(-1, h.shape[1], h_rows.shape[1])  # (K, C, S)
-        second = hessian(lambda t, yn=yn: F.cross_entropy(logits(t), yn))(hn).reshape(2 * [h.shape[1], h_rows.shape[1]])
+        second = hessian(lambda t, yn=yn: F.cross_entropy(logits(t), yn))(hn)
+        second = second.reshape(2 * [h.shape[1], h_rows.shape[1]])
         totals["forward_jac"] += torch.einsum("sid,sjd->ij", j_in, j_in)
         totals["backward_jac"] += torch.einsum("kis,kjs->ij", j_out, j_out)
         totals["backward_hess"] += torch.einsum("isjs->ij", second)
@@ -88,10 +93,10 @@ def textbook(before, after, x, y):
 
 def largest_difference(a, b):
     """max |a − b| / max |b|."""
-    return float((a - b).abs().max() / b.abs().max())
+    return float(((a - b).abs().max() / b.abs().max()).detach())
 
 
-# The reference measurements and their float64 truth --------------------------------------------------------------------
+# The reference measurements and their float64 truth -------------------------------------------------------------------
 
 
 def reference_network(stored, dtype):
@@ -152,7 +157,7 @@ def test_sampled_forward_jac_agrees_with_the_reference_within_its_errors(referen
         assert z.pow(2).mean().sqrt() < 2
 
 
-# Slow and obvious: per-example autodiff ----------------------------------------------------------------------------------
+# Slow and obvious: per-example autodiff -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("route", ["chain", "general"])
@@ -221,7 +226,7 @@ def test_tangents_are_those_of_forward_mode():
     assert largest_difference(tangents[0], jvp(lambda t: model(t)[0][0], (x,), (v,))[1]) < 1e-12
 
 
-# Properties -----------------------------------------------------------------------------------------------------------------
+# Properties -----------------------------------------------------------------------------------------------------------
 
 
 def test_batch_size_does_not_matter():
@@ -310,8 +315,8 @@ def test_matrices_are_symmetric_and_normalised_entries_at_most_one(seed):
 def test_confident_predictions_leave_the_hessian_its_digits():
     model, (x, y) = small_dense(), random_data(20, 5, classes=4)
     with torch.no_grad():
-        model[-1].weight.mul_(200)
-    assert 1 - model(x).softmax(1).amax(1).median() < 1e-12
+        model[-1].weight.mul_(1000)
+    assert model(x).softmax(1).amax(1).median() > 1 - 1e-12
     for named in (model.names, model.names[:1]):  # the route for chains, and the general one
         double = associations(model.double(), batches_of(x, y, 8), layers=named)
         single = associations(model.float(), batches_of(x.float(), y, 8), layers=named)
@@ -319,11 +324,11 @@ def test_confident_predictions_leave_the_hessian_its_digits():
             assert largest_difference(a, b) < 1e-3
 
 
-# What was sampled, and how far off it is -----------------------------------------------------------------------------------
+# What was sampled, and how far off it is -----------------------------------------------------------------------------
 
 
 def coverage(model, data, exact, method, seeds, **options):
-    """Fractions of entries (upper triangle; raw, and normalised) within two standard errors of the truth, over seeds."""
+    """Fraction of entries (upper triangle) within two standard errors of the truth, over seeds: raw, and normalised."""
     upper = torch.triu(torch.ones_like(exact, dtype=torch.bool))
     within = {"": [], "_norm": []}
     for seed in range(seeds):
@@ -351,7 +356,7 @@ def test_standard_error_of_output_directions_is_honest(method, monkeypatch):
     model, data = model.float(), batches_of(x, y, 64)
     exact = associations(model, data, methods=[method]).signed[method][0]
     monkeypatch.setattr(module, "MAX_EXACT_LOGITS", 7)
-    for fraction in coverage(model, data, exact, method, seeds=60, output_directions=16):
+    for fraction in coverage(model, data, exact, method, seeds=100, output_directions=16):
         assert 0.93 < fraction < 0.975
 
 
@@ -397,7 +402,7 @@ def test_sampled_sum_of_identical_pairs_has_no_error():
     assert torch.allclose(total.mean(40), torch.einsum("nsi,nsj->ij", rows, rows) / 40)
 
 
-# Guards and degenerate networks ----------------------------------------------------------------------------------------------
+# Guards and degenerate networks ---------------------------------------------------------------------------------------
 
 
 def test_training_mode_is_refused():
@@ -457,7 +462,8 @@ def test_dead_and_constant_units_give_zeros():
 
 
 def test_nan_is_recorded_with_a_warning():
-    for model, x, y in (small_dense(), *random_data(10, 5, classes=4)), (small_conv(), *random_data(4, 2, 6, 6, classes=3)):
+    dense, conv = (small_dense(), *random_data(10, 5, classes=4)), (small_conv(), *random_data(4, 2, 6, 6, classes=3))
+    for model, x, y in dense, conv:
         x[3] = float("nan")
         layers = None if isinstance(model, Split) else model.names
         with pytest.warns(UserWarning, match="NaN entries in forward_cov"):
@@ -465,7 +471,7 @@ def test_nan_is_recorded_with_a_warning():
         assert found.assoc["forward_cov"][0].isnan().any()
 
 
-# Networks of any kind -------------------------------------------------------------------------------------------------------
+# Networks of any kind -------------------------------------------------------------------------------------------------
 
 
 def test_only_linear_relu_chains_count_as_chains():
@@ -479,7 +485,7 @@ def test_only_linear_relu_chains_count_as_chains():
         assert (run_chain(nested, nested, x)[2] is not None) == is_chain
 
 
-def test_named_layers_of_a_torchvision_network(monkeypatch):
+def test_named_layers_of_a_torchvision_network():
     torchvision_models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
     model = torchvision_models.resnet18(weights=None, num_classes=5).double().eval()
@@ -492,9 +498,11 @@ def test_named_layers_of_a_torchvision_network(monkeypatch):
                          model.avgpool, nn.Flatten(), model.fc)
     h = stem(x).detach().requires_grad_()
     j = torch.stack([torch.autograd.grad(rest(h)[:, k].sum(), h)[0] for k in range(5)])
-    assert largest_difference(found.signed["backward_jac"][0], torch.einsum("knist,knjst->ij", j, j) / 3 / 16**2) < 1e-12
-    centred = by_unit(h.detach()) - by_unit(h.detach()).mean(0)
-    assert largest_difference(found.signed["forward_cov"][0], torch.einsum("nsi,nsj->ij", centred, centred) / 3 / 16**2) < 1e-12
+    backward_jac = torch.einsum("knist,knjst->ij", j, j) / 3 / 16**2
+    assert largest_difference(found.signed["backward_jac"][0], backward_jac) < 1e-12
+    centred = h.detach() - h.detach().mean(0)
+    forward_cov = torch.einsum("nist,njst->ij", centred, centred) / 3 / 16**2
+    assert largest_difference(found.signed["forward_cov"][0], forward_cov) < 1e-12
     assert torch.allclose(found.signed["backward_jac"][2], torch.eye(5, dtype=torch.float64))  # the logits themselves
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -507,7 +515,7 @@ def test_layers_that_run_twice_or_never_are_refused():
     data = batches_of(*random_data(4, 5, classes=3), 4)
     with pytest.raises(ValueError, match="twice"):
         associations(model, data, layers=["1"])
-    model.spare = nn.Identity()
+    model.spare = nn.Identity().eval()
     model.forward = lambda x: model[4](model[0](x))
     with pytest.raises(ValueError, match="did not run"):
         associations(model, data, layers=["spare"])

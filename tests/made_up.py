@@ -1,0 +1,91 @@
+"""A made-up study: tables with known answers, and checkpoints in the format of evaluated ones, for the tests of analysis."""
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import grids
+from analysis import ALIGN_FIELDS, BASIC_METRICS, METHODS, MODULE_FIELDS, PAIRS, UPSTREAM
+from results import Results
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def hyperparameters(experiment="mnist-base", runs=2, untrained=4):
+    """A row per network of an experiment, with fewer runs than it has."""
+    rows = [{"part": part} | spec | {"checkpoint": "best"} for part in grids.parts(experiment) for spec in grids.specs(experiment, part)
+            if spec["run"] % grids.FIRST_UNTRAINED_RUN < (untrained if part == "dummy" else runs)]
+    table = pd.DataFrame(rows)
+    table["part"] = pd.Categorical(table["part"], categories=grids.PARTS)
+    return table
+
+
+def results(experiment="mnist-base", layers=2, units=12, seed=0, noise=1.0, **sizes):
+    """Results in which Q is 0.1 + 0.2·drop upstream and 0.1 downstream; networks with l1 > 5e-3, l2 > 3e-2 or drop > 0.65
+    fail; methods agree by 0.6 within upstream, 0.5 within downstream and 0.3 across. Plus some noise, or none for noise=0."""
+    random = np.random.default_rng(seed)
+    models = hyperparameters(experiment, **sizes)
+    failed = (models["l1"] > 5e-3) | (models["l2"] > 3e-2) | (models["drop"] > 0.65)
+    accuracy = np.where(models["part"] == "dummy", 0.1, np.where(failed, 0.3, 0.98)) + noise * random.normal(0, 0.003, len(models))
+    for name in BASIC_METRICS:
+        models[name] = accuracy if name.endswith("acc") else 10.0 + random.random(len(models))
+
+    def crossed(**columns):
+        others = pd.DataFrame(itertools.product(*columns.values()), columns=list(columns))
+        return models.merge(others, how="cross")
+
+    modules = crossed(assoc=METHODS, layer=range(layers))
+    up = modules["assoc"].isin(UPSTREAM)
+    for field in MODULE_FIELDS:
+        modules[field] = 0.1 + 0.2 * modules["drop"] * up + noise * random.normal(0, 0.002, len(modules))
+    modules["num_clusters"] = 4.0
+    modules["sizes"] = [np.array([5, 4, 3])] * len(modules)
+    align = crossed(pair=PAIRS, layer=range(layers)).drop(columns=list(BASIC_METRICS))
+    align[["assoc_a", "assoc_b"]] = align.pop("pair").str.split(":", expand=True)
+    upstream = align["assoc_a"].isin(UPSTREAM).astype(int) + align["assoc_b"].isin(UPSTREAM)
+    similarity = upstream.map({2: 0.6, 0: 0.5, 1: 0.3}) + noise * random.normal(0, 0.01, len(align))
+    for field in ALIGN_FIELDS:
+        align[field] = {"p": 0.5 * (upstream == 1), "null_mean": 0.25}.get(field, similarity)
+    for name in ("assoc", "assoc_a", "assoc_b"):
+        table = modules if name == "assoc" else align
+        table[name] = pd.Categorical(table[name], categories=METHODS, ordered=True)
+    return Results(models, modules, align, examples(models, layers, units, random))
+
+
+def examples(models, layers, units, random):
+    """Matrices of an untrained, a hardly regularised and two dropped-out networks."""
+    chosen = [models[models["part"] == part].iloc[[0]] for part in ("dummy", "l2")]
+    drop = models[models["part"] == "drop"].iloc[[0, -1]]
+    table = pd.concat([*chosen, drop]).merge(pd.DataFrame({"assoc": METHODS}), how="cross")
+    table = table.merge(pd.DataFrame({"layer": range(layers)}), how="cross")
+    table["assoc"] = pd.Categorical(table["assoc"], categories=METHODS, ordered=True)
+    matrices = [random.random((units, units)) for _ in range(len(table))]
+    table["score"] = 0.1
+    table["adj"] = [((m + m.T) * (1 - np.eye(units))).astype(np.float32) for m in matrices]
+    table["clusters"] = [np.eye(3, dtype=np.float32)[np.arange(units) % 3] for _ in matrices]
+    return table
+
+
+def evaluated(spec, units=6, layers=2, seed=0, score=0.25):
+    """An evaluated checkpoint with just what the table needs, as evaluation writes it."""
+    generator = torch.Generator().manual_seed(seed)
+    clusters = torch.eye(2)[torch.arange(units) % 2].clone()
+    clusters[-1] = 0  # a dead unit
+
+    def module():
+        adj = torch.rand(units, units, generator=generator)
+        return {"adj": (adj + adj.T).fill_diagonal_(0), "clusters": clusters, "score": score, "num_clusters": 2.0, "mc_score": score,
+                "null_mean": 0.1, "null_std": 0.01, "z": 15.0, "p": 0.05, "version": 100}
+
+    def pair():
+        fields = {field: 0.5 for field in ALIGN_FIELDS if field not in ("null_mean", "null_std")}
+        return fields | {"null": torch.tensor([0.25, 0.75]), "transfer_AaPb": 0.1, "transfer_AbPa": 0.2, "version": 100}
+
+    return {
+        "hyper_parameters": dict(spec),
+        **{name: 0.5 for name in BASIC_METRICS},
+        "modules": {method: [module() for _ in range(layers)] for method in METHODS},
+        "align": {name: [pair() for _ in range(layers)] for name in PAIRS},
+    }

@@ -1,0 +1,308 @@
+"""Tables from checkpoints: which rows, which values, what happens to what is missing or broken."""
+import itertools
+import subprocess
+import sys
+
+import made_up
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import analysis
+import grids
+import results
+from analysis import METHODS, PAIRS, align_metrics, generate_model_specs, load_data_as_table, module_metrics
+from cli import UserError
+
+SPEC = {"dataset": "mnist", "task": "sup", "l2": 1e-5, "l1": 0.0, "drop": 0.3, "run": 1}
+
+
+@pytest.fixture
+def logs(tmp_path):
+    write(tmp_path, SPEC, made_up.evaluated(SPEC))
+    return tmp_path
+
+
+def write(log_dir, spec, content, name="weights/last.ckpt"):
+    path = log_dir / grids.uid(**spec) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, path)
+    return path
+
+
+# ---- specs and metrics -------------------------------------------------------------------------------------------------
+
+
+def test_specs_are_every_combination_once():
+    found = generate_model_specs({"dataset": "mnist", "drop": [0.1, 0.2], "run": range(3), "model_args": {"channels": [4]}})
+    assert len(found) == 6 and len({(s["drop"], s["run"]) for s in found}) == 6
+    assert all(s["dataset"] == "mnist" and s["model_args"] == {"channels": [4]} for s in found)
+
+
+def test_pairs_are_all_unordered_pairs_in_alphabetical_order():
+    assert len(PAIRS) == 36 and all(a <= b for a, b in (pair.split(":") for pair in PAIRS))
+
+
+@pytest.mark.parametrize("metric", ["modules.forward_cov.score", "align.forward_cov.0.score", "modules.a:b.0.score", "a.b", "",
+                                    "modules.forward_cov.x.score"])
+def test_a_metric_of_another_form_is_refused(metric, logs):
+    with pytest.raises(UserError, match="expected a basic key"):
+        load_data_as_table([SPEC], [metric], logs)
+
+
+def test_a_spec_without_dataset_is_refused(logs):
+    with pytest.raises(UserError, match="dataset"):
+        load_data_as_table([{"run": 1}], ["test_acc"], logs)
+
+
+# ---- rows and values ---------------------------------------------------------------------------------------------------
+
+
+def test_basic_metrics_alone_give_a_row_per_network(logs):
+    table = load_data_as_table([SPEC], ["test_acc", "l1_norm"], logs)
+    assert list(table.columns) == [*SPEC, "test_acc", "l1_norm"]
+    assert len(table) == 1 and table["test_acc"].item() == 0.5
+
+
+def test_modules_give_a_row_per_network_method_and_layer(logs):
+    write(logs, SPEC | {"run": 2}, made_up.evaluated(SPEC | {"run": 2}))
+    specs = [SPEC, SPEC | {"run": 2}]
+    table = load_data_as_table(specs, ["test_acc", *module_metrics(("score", "num_clusters"))], logs)
+    keys = set(table[["run", "assoc", "layer"]].itertuples(index=False, name=None))
+    assert len(table) == 32 and keys == set(itertools.product((1, 2), METHODS, (0, 1)))
+    assert (table["score"] == 0.25).all() and (table["num_clusters"] == 2).all() and (table["test_acc"] == 0.5).all()
+
+
+def test_alignments_give_a_row_per_network_pair_and_layer(logs):
+    table = load_data_as_table([SPEC], align_metrics(), logs)
+    assert len(table) == 72 and set(table["assoc_a"].astype(str) + ":" + table["assoc_b"].astype(str)) == set(PAIRS)
+
+
+def test_modules_and_alignments_together_give_rows_of_both_kinds(logs):
+    table = load_data_as_table([SPEC], ["modules.forward_cov.0.score", "align.backward_jac:forward_cov.1.score"], logs)
+    assert table["assoc"].astype(object).tolist()[0] == "forward_cov" and table["assoc"].isna().tolist() == [False, True]
+    assert table["score"].tolist() == [0.25, 0.5] and table["layer"].tolist() == [0, 1]
+
+
+def test_columns_have_tidy_types(logs):
+    table = load_data_as_table([SPEC], module_metrics(("score", "version")), logs)
+    assert isinstance(table["assoc"].dtype, pd.CategoricalDtype) and table["assoc"].cat.ordered
+    assert table["score"].dtype == table["version"].dtype == float and table["layer"].dtype == int
+
+
+def test_a_pair_in_the_other_order_has_its_transfers_swapped(logs):
+    fields = ("transfer_AaPb", "transfer_AbPa", "score")
+    pairs = ("backward_jac:forward_cov", "forward_cov:backward_jac")
+    table = load_data_as_table([SPEC], align_metrics(fields, pairs, layers=(0,)), logs)
+    assert table["transfer_AaPb"].tolist() == [0.1, 0.2] and table["transfer_AbPa"].tolist() == [0.2, 0.1]
+    assert table["assoc_a"].tolist() == ["backward_jac", "forward_cov"] and table["score"].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("wrapped", [0.75, np.float64(0.75), torch.tensor(0.75), (0.75,), (np.float64(0.75),),
+                                     (torch.tensor(0.75),), torch.tensor(0.75, dtype=torch.float64)])
+def test_numbers_are_floats_however_the_file_wraps_them(logs, wrapped):
+    content = made_up.evaluated(SPEC)
+    content["test_acc"] = content["modules"]["forward_cov"][0]["score"] = wrapped
+    write(logs, SPEC, content)
+    table = load_data_as_table([SPEC], ["test_acc", "modules.forward_cov.0.score"], logs)
+    assert table["score"].dtype == float and table["score"].item() == table["test_acc"].item() == 0.75
+
+
+def test_matrices_are_arrays_and_only_where_asked_for(logs):
+    table = load_data_as_table([SPEC], module_metrics(("adj", "score"), layers=(0,)), logs)
+    expected = made_up.evaluated(SPEC)["modules"]["forward_cov"][0]["adj"].numpy()
+    np.testing.assert_array_equal(table["adj"].iloc[0], expected)
+    assert not any(isinstance(x, np.ndarray) for x in table["score"])
+
+
+def test_derived_fields_follow_from_the_arrays(logs):
+    table = load_data_as_table([SPEC], align_metrics(("null_mean", "null_std"), layers=(0,)), logs)
+    assert (table["null_mean"] == 0.5).all() and (table["null_std"] == 0.25).all()  # of 0.25 and 0.75
+    table = load_data_as_table([SPEC], module_metrics(("sizes", "dead", "null_mean"), layers=(0,)), logs)
+    assert table["sizes"].iloc[0].tolist() == [3, 2] and (table["dead"] == 1).all() and (table["null_mean"] == 0.1).all()
+
+
+def test_trailing_empty_columns_are_no_clusters(logs):
+    content = made_up.evaluated(SPEC)
+    P = content["modules"]["forward_cov"][0]["clusters"]
+    content["modules"]["forward_cov"][0]["clusters"] = torch.cat([P, torch.zeros(len(P), 4)], 1)
+    write(logs, SPEC, content)
+    assert load_data_as_table([SPEC], ["modules.forward_cov.0.sizes"], logs)["sizes"].item().tolist() == [3, 2]
+
+
+def test_combined_matrices_are_read_as_one_layer(logs):
+    content = made_up.evaluated(SPEC)
+    content["modules"]["forward_cov_combined"] = content["modules"]["forward_cov"][:1]
+    write(logs, SPEC, content)
+    table = load_data_as_table([SPEC], ["modules.forward_cov_combined.0.score"], logs)
+    assert table["assoc"].tolist() == ["forward_cov_combined"] and table["score"].item() == 0.25
+
+
+# ---- which file --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpoint, name", [(None, "weights/last.ckpt"), ("last", "weights/last.ckpt"),
+                                              ("best", "weights/best.ckpt"), ("dummy.ckpt", "dummy.ckpt"),
+                                              ("epoch=3-step=9.ckpt", "weights/epoch=3-step=9.ckpt"),
+                                              ("weights/best.ckpt", "weights/best.ckpt")])
+def test_the_checkpoint_field_chooses_the_file(tmp_path, checkpoint, name):
+    for i, other in enumerate({"weights/last.ckpt", "weights/best.ckpt", name} - {name}):
+        write(tmp_path, SPEC, {"test_acc": float(i)}, other)
+    write(tmp_path, SPEC, {"test_acc": 0.9}, name)
+    spec = SPEC if checkpoint is None else SPEC | {"checkpoint": checkpoint}
+    assert load_data_as_table([spec], ["test_acc"], tmp_path)["test_acc"].item() == 0.9
+
+
+def test_files_are_read_by_path_with_the_hyperparameters_they_record(logs):
+    path = logs / grids.uid(**SPEC) / "weights" / "last.ckpt"
+    table = analysis.load_checkpoints([path], ["test_acc", "modules.forward_cov.0.score"])
+    assert table["drop"].item() == 0.3 and table["run"].item() == 1 and table["score"].item() == 0.25
+
+
+# ---- what is missing or broken -----------------------------------------------------------------------------------------
+
+
+def test_what_a_checkpoint_lacks_is_nan_and_counted_in_the_report(logs, capsys):
+    table = load_data_as_table([SPEC], ["test_acc", "no_such_key", "modules.forward_cov.7.score", "modules.forward_cov.0.no"], logs)
+    assert (table["test_acc"] == 0.5).all() and table[["no_such_key", "score", "no"]].isna().all(axis=None)
+    report = capsys.readouterr().err
+    assert "no_such_key: not in 1 of 1" in report and "modules.forward_cov.7.score" in report and "test_acc" not in report
+
+
+def test_missing_and_broken_files_are_nan_and_reported_once_at_the_end(logs, capsys):
+    specs = [SPEC | {"run": run} for run in (1, 2, 3, 4)]
+    whole = (logs / grids.uid(**SPEC) / "weights" / "last.ckpt").read_bytes()
+    for run, content in ((2, whole[: len(whole) // 2]), (3, b"not a checkpoint")):
+        path = logs / grids.uid(**specs[run - 1]) / "weights" / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    table = load_data_as_table(specs, ["test_acc", *module_metrics()], logs)
+    assert len(table) == 4 * 16 and table.groupby("run")["score"].count().tolist() == [16, 0, 0, 0]
+    report = capsys.readouterr().err
+    assert report.count("NaN in the table") == 1 and all(f"run={run}" in report for run in (2, 3, 4))
+
+
+def test_a_long_report_is_cut_short(logs, capsys):
+    load_data_as_table([SPEC | {"run": run} for run in range(2, 40)], ["test_acc"], logs)
+    report = capsys.readouterr().err
+    assert len(report.splitlines()) == analysis.REPORTED + 2 and "and 33 more" in report
+
+
+def test_a_run_with_other_hyperparameters_is_not_taken_for_the_one_asked_for(logs, capsys):
+    write(logs, SPEC, made_up.evaluated(SPEC | {"seed": 7}))
+    assert load_data_as_table([SPEC | {"seed": 8}], ["test_acc"], logs)["test_acc"].isna().all()
+    assert "seed 7, not 8" in capsys.readouterr().err
+    assert load_data_as_table([SPEC | {"seed": 7}], ["test_acc"], logs)["test_acc"].notna().all()
+
+
+# ---- experiments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """The demo's networks, evaluated: run i of the trained ones has Q = i/100."""
+    for part in grids.parts("demo"):
+        name = "dummy.ckpt" if part == "dummy" else "weights/best.ckpt"
+        for i, spec in enumerate(grids.specs("demo", part)):
+            write(tmp_path / grids.save_dir("demo", part), spec, made_up.evaluated(spec, score=i / 100), name)
+    return tmp_path
+
+
+def test_an_experiment_has_a_row_per_network_method_and_pair(demo, capsys):
+    found = results.load_experiment("demo", demo)
+    assert [len(table) for table in found[:3]] == [20, 20 * 16, 20 * 72]
+    assert found.models["part"].value_counts().to_dict() == {"dummy": 8, "l2": 6, "drop": 6, "l1": 0}
+    assert found.modules[["score", "z", "test_acc"]].notna().all(axis=None)
+    assert found.align["null_mean"].notna().all()
+    assert set(found.examples["part"]) == {"dummy", "l2", "drop"} and found.examples["adj"].iloc[0].shape == (6, 6)
+    assert capsys.readouterr().err == ""
+
+
+def test_tables_are_kept_and_renewed_once_a_checkpoint_changes(demo, monkeypatch):
+    first = results.load_experiment("demo", demo)
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "_examples", lambda *_: None)
+        patch.setattr(analysis, "table_of", lambda *_: pytest.fail("read the checkpoints again"))
+        pd.testing.assert_frame_equal(results.load_experiment("demo", demo).align, first.align)
+    spec = grids.specs("demo", "l2")[0]
+    write(demo / "logs-demo-l2", spec, made_up.evaluated(spec, score=0.99), "weights/best.ckpt")
+    assert results.load_experiment("demo", demo).modules["score"].max() == 0.99
+    assert len(list(demo.glob("logs-demo-l2/.table-*"))) == 1
+
+
+def test_an_incomplete_experiment_is_reported_every_time(demo, capsys):
+    (demo / "logs-demo-drop" / grids.uid(**grids.specs("demo", "drop")[0]) / "weights" / "best.ckpt").unlink()
+    for _ in range(2):
+        found = results.load_experiment("demo", demo)
+        assert found.models["test_acc"].isna().sum() == 1
+        assert "no such file" in capsys.readouterr().err
+
+
+def test_saved_tables_say_the_same_as_the_checkpoints(demo, tmp_path):
+    found = results.load_experiment("demo", demo)
+    results.save_results(found, tmp_path / "results", "demo")
+    saved = results.open_results("demo", logs=tmp_path / "nowhere", folder=tmp_path / "results")
+    for a, b in zip(found[:3], saved[:3], strict=True):
+        pd.testing.assert_frame_equal(a, b)
+    for a, b in zip(found.examples.itertuples(), saved.examples.itertuples(), strict=True):
+        assert (a.assoc, a.layer, a.score) == (b.assoc, b.layer, b.score)
+        np.testing.assert_array_equal(a.clusters, b.clusters)
+        np.testing.assert_allclose(a.adj / a.adj.max(), b.adj, atol=1e-3)
+
+
+def test_nothing_to_open_is_one_line(tmp_path):
+    for name, words in (("demo", "run ./train.sh demo"), ("nonsense", "unknown experiment")):
+        with pytest.raises(UserError, match=words) as error:
+            results.open_results(name, tmp_path, tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_damaged_table_is_one_line(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 nonsense")
+    for name in ("t.parquet", "none.parquet"):
+        with pytest.raises(UserError, match=name):
+            analysis.load_table(tmp_path / name)
+
+
+# ---- one checkpoint ----------------------------------------------------------------------------------------------------
+
+
+def test_the_summary_of_a_checkpoint_averages_the_other_methods_of_each_family(tmp_path):
+    content = made_up.evaluated(SPEC)
+    content["align"]["backward_jac:forward_cov"][0]["element_sim"] = 0.9
+    content["align"]["forward_cov:forward_cov"][0]["element_sim"] = 1.0  # itself does not count
+    path = write(tmp_path, SPEC, content)
+    table = analysis.checkpoint_summary(path).set_index(["method", "layer"])
+    assert len(table) == 16 and table.loc[("forward_cov", 0), "with upstream"] == 0.5
+    assert table.loc[("forward_cov", 0), "with downstream"] == pytest.approx((0.9 + 3 * 0.5) / 4)
+    assert table.loc[("backward_jac", 0), "with upstream"] == pytest.approx((0.9 + 3 * 0.5) / 4)
+    assert table.loc[("backward_jac", 1), "with upstream"] == 0.5
+
+
+def run(*words, cwd):
+    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_command_line_prints_and_draws_one_checkpoint(logs):
+    path = logs / grids.uid(**SPEC) / "weights" / "last.ckpt"
+    done = run(made_up.REPOSITORY / "analysis.py", path, "--plot", cwd=logs)
+    assert done.returncode == 0, done.stderr
+    assert "forward_cov" in done.stdout and len(list((logs / "figures").iterdir())) == 2
+
+
+def test_the_command_line_fails_in_one_line(tmp_path):
+    path = write(tmp_path, SPEC, {"hyper_parameters": SPEC})
+    done = run(made_up.REPOSITORY / "analysis.py", path, cwd=tmp_path)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "not evaluated" in done.stderr
+    with pytest.raises(UserError, match="no such file"):
+        analysis.checkpoint_summary(tmp_path / "none.ckpt")
+
+
+def test_the_summary_of_an_experiment_has_five_lines(tmp_path):
+    results.save_results(made_up.results("demo"), tmp_path / "results", "demo")
+    done = run(made_up.REPOSITORY / "summary.py", "demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5 and "12 trained and 4 untrained networks" in lines[0] and "(n = 2)" in lines[1]
+    assert "0.100 without dropout" in lines[2].replace("0.099", "0.100").replace("0.101", "0.100")

@@ -1,0 +1,318 @@
+"""Checkpoints are whole, safe to load, and never lost."""
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import random
+import subprocess
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from fault_injection import corrupted, same, start_server
+
+import checkpoint
+from checkpoint import CheckpointError
+
+CONTENT = {
+    "state_dict": {"w": torch.arange(300.0).reshape(20, 15), "n": torch.tensor(3), "none": torch.zeros(0)},
+    "hyper_parameters": {"dataset": "mnist5k", "l2": 1e-5, "model_args": {"channels": [4, 4]}},
+    "list": [1, 2.5, "text", None, True],
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A checkpoint with CONTENT."""
+    checkpoint.write(tmp_path / "a.ckpt", CONTENT)
+    return tmp_path / "a.ckpt"
+
+
+@pytest.fixture(scope="module")
+def processes():
+    return start_server()
+
+
+def refusal(path, **options):
+    """The one line with which a file is refused."""
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.read(path, **options)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    return str(error.value)
+
+
+def leftovers(folder):
+    return [name for name in os.listdir(folder) if name.startswith(".") and name != ".lock"]
+
+
+# Reading
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_what_is_written_is_read_back(path, mmap):
+    assert same(checkpoint.read(path, mmap=mmap), CONTENT)
+
+
+def test_damage_is_refused_or_harmless(path):
+    """1,000 flips, truncations, overwritten blocks and insertions: the very same content, or one line."""
+    rng, data, outcomes = random.Random(0), path.read_bytes(), {"equal": 0, "refused": 0}
+    for _ in range(1000):
+        path.write_bytes(corrupted(data, rng))
+        try:
+            assert same(checkpoint.read(path), CONTENT)
+            outcomes["equal"] += 1
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+    assert outcomes["refused"] > 600, outcomes
+
+
+def test_a_member_marked_as_a_directory_is_refused(path):
+    """torch.load alone leaves its tensor uninitialised."""
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 4)
+    while b"/data/0" not in data[entry : entry + 80]:
+        entry = data.index(b"PK\x01\x02", entry + 4)
+    data[entry + 38] |= 0x10
+    path.write_bytes(data)
+    assert "directory" in refusal(path)
+
+
+def test_damaged_values_are_refused_when_tensors_are_mapped(path):
+    data = bytearray(path.read_bytes())
+    data[data.index(b"mnist5k")] ^= 1
+    path.write_bytes(data)
+    assert "data.pkl" in refusal(path, mmap=True)
+    assert "data.pkl" in refusal(path)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+    def __init__(self, mark):
+        self.mark = mark
+
+
+class HostileArray:
+    """Code hidden in a numpy array of objects, which the harmless numpy types must not let in."""
+
+    def __reduce__(self):
+        return np.array([Hostile("/dev/null")], dtype=object).__reduce__()
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_loading_runs_no_code(tmp_path, mmap):
+    for hostile in (Hostile(tmp_path / "mark"), HostileArray(), eval, pathlib.Path.unlink):
+        torch.save({"state_dict": {}, "x": hostile}, tmp_path / "a.ckpt")
+        assert "refused" in refusal(tmp_path / "a.ckpt", mmap=mmap)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_other_things_are_refused_in_one_line(path, mmap):
+    folder = path.parent
+    (folder / "empty").write_bytes(b"")
+    (folder / "text").write_text("no checkpoint\n" * 100)
+    torch.save(torch.ones(3), folder / "tensor")
+    torch.save(CONTENT, folder / "older", _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(folder / "zip", "w") as archive:
+        archive.writestr("a.txt", "text")
+    (folder / "truncated").write_bytes(path.read_bytes()[:-100])
+    (folder / "folder").mkdir()
+    for name in ("empty", "text", "tensor", "older", "zip", "truncated", "folder", "missing"):
+        refusal(folder / name, mmap=mmap)
+    assert "no such file" in refusal(folder / "missing", mmap=mmap)
+    assert "expected a dict" in refusal(folder / "tensor", mmap=mmap)
+
+
+def test_numpy_scalars_and_paths_are_read(tmp_path):
+    content = {"lr": np.float64(0.1), "path": pathlib.PosixPath("a/b")}
+    torch.save(content, tmp_path / "a.ckpt")
+    assert checkpoint.read(tmp_path / "a.ckpt") == content
+
+
+@contextlib.contextmanager
+def unprivileged(folder):
+    """Root may do everything: acts as somebody else who owns the folder."""
+    if os.geteuid():
+        yield
+        return
+    for parent in [folder, *folder.parents]:
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    for item in [folder, *folder.iterdir()]:
+        os.chown(item, 65534, 65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_lost_permissions_give_one_line_and_leave_the_file(path):
+    with unprivileged(path.parent):
+        path.chmod(0)
+        assert "Permission denied" in refusal(path)
+        path.chmod(0o644)
+        path.parent.chmod(0o555)
+        with pytest.raises(CheckpointError, match="Permission denied; the old file, if any, is intact"):
+            checkpoint.write(path, {})
+        with pytest.raises(CheckpointError, match="Permission denied"), checkpoint.locked(path.parent):
+            pass
+        path.parent.chmod(0o755)
+    assert same(checkpoint.read(path), CONTENT) and not leftovers(path.parent)
+
+
+# Writing
+
+
+def test_writing_syncs_the_file_then_renames_then_syncs_the_folder(path, monkeypatch):
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
+    checkpoint.write(path, {})
+    assert calls[0].endswith(".tmp") and calls[1:] == ["rename", str(path.parent)]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "fchmod"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_at_any_step_leaves_the_old_file_and_nothing_else(path, monkeypatch, step, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt):
+        checkpoint.write(path, {})
+    assert same(checkpoint.read(path), CONTENT) and not leftovers(path.parent)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(small_disk):
+    path = small_disk / "a.ckpt"
+    checkpoint.write(path, CONTENT)
+    with pytest.raises(CheckpointError, match="No space left on device; the old file, if any, is intact"):
+        checkpoint.write(path, CONTENT | {"large": torch.zeros(100_000)})
+    assert same(checkpoint.read(path), CONTENT) and not leftovers(small_disk)
+    checkpoint.write(path, {"small": 1})
+    assert checkpoint.read(path) == {"small": 1}
+
+
+def test_a_read_only_disk_gives_one_line(small_disk):
+    path = small_disk / "a.ckpt"
+    checkpoint.write(path, CONTENT)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(CheckpointError, match="Read-only file system; the old file, if any, is intact"):
+        checkpoint.write(path, {})
+    with pytest.raises(CheckpointError, match="Read-only file system"), checkpoint.locked(small_disk):
+        pass
+    assert same(checkpoint.read(path), CONTENT)
+
+
+def test_leftovers_of_killed_writers_are_removed(path):
+    stale = path.parent / ".a.ckpt.x1.tmp"
+    other = path.parent / ".b.ckpt.x1.tmp"
+    stale.write_bytes(b"half")
+    other.write_bytes(b"another file's")
+    checkpoint.write(path, CONTENT)
+    assert leftovers(path.parent) == [other.name]
+
+
+def write_twenty(folder, name):
+    for i in range(20):
+        with checkpoint.locked(folder):
+            checkpoint.write(folder / "a.ckpt", checkpoint.read(folder / "a.ckpt") | {f"{name}{i}": i})
+
+
+def hold(folder, held):
+    with checkpoint.locked(folder):
+        held.set()
+        time.sleep(60)
+
+
+def test_two_writers_lose_nothing(path, processes):
+    writers = [processes.Process(target=write_twenty, args=(path.parent, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert {f"{name}{i}" for name in "ab" for i in range(20)} <= checkpoint.read(path).keys()
+
+
+def test_a_lock_ends_with_its_holder(tmp_path, processes):
+    """The second holder is told, and gets the lock when the first is killed."""
+    held = processes.Event()
+    holder = processes.Process(target=hold, args=(tmp_path, held))
+    holder.start()
+    assert held.wait(60)
+    with checkpoint.locked(tmp_path, wait=False) as obtained:
+        assert not obtained
+    holder.kill()
+    with checkpoint.locked(tmp_path) as obtained:
+        assert obtained
+    holder.join()
+
+
+# Links
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Checkpoints of which the second is best: one as evaluated, the others as their training wrote them."""
+    state = {"monitor": "val_loss", "dirpath": "x", "current_score": torch.tensor(0.3)}
+    stopping = {"monitor": "val_loss", "wait_count": 2}
+    checkpoint.write(tmp_path / "epoch=1-step=2.ckpt", {"val_loss": 0.5})
+    callbacks = {"EarlyStopping": stopping, "ModelCheckpoint": state}
+    checkpoint.write(tmp_path / "epoch=2-step=4.ckpt", {"callbacks": callbacks})
+    checkpoint.write(tmp_path / "epoch=3-step=6.ckpt", {"val_loss": 0.4})
+    checkpoint.write(tmp_path / "last.ckpt", {"val_loss": 0.1})
+    return tmp_path
+
+
+@pytest.mark.parametrize("target", ["epoch=9-step=9.ckpt", "/gone/epoch=1-step=2.ckpt", None])
+def test_a_dangling_link_is_repaired(weights, target):
+    if target:
+        (weights / "best.ckpt").symlink_to(target)
+    assert checkpoint.repair_best(weights) == weights / "best.ckpt"
+    assert os.readlink(weights / "best.ckpt") == "epoch=2-step=4.ckpt"
+
+
+def test_a_link_that_works_is_left_alone(weights):
+    checkpoint.link_best(weights, weights / "epoch=1-step=2.ckpt")
+    before = os.lstat(weights / "best.ckpt").st_ino
+    checkpoint.repair_best(weights)
+    checkpoint.link_best(weights, "epoch=1-step=2.ckpt")
+    assert os.lstat(weights / "best.ckpt").st_ino == before
+
+
+def test_nothing_to_link_to_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match="nor another checkpoint"):
+        checkpoint.repair_best(tmp_path)
+
+
+def test_links_move_with_their_folder_and_survive_writing(weights, tmp_path):
+    checkpoint.link_best(weights, weights / "epoch=1-step=2.ckpt")
+    checkpoint.link_best(weights, weights / "epoch=3-step=6.ckpt")
+    moved = weights.rename(tmp_path.parent / f"{tmp_path.name}-moved")
+    checkpoint.write(moved / "best.ckpt", {"new": 1})
+    assert (moved / "best.ckpt").is_symlink() and not leftovers(moved)
+    assert checkpoint.read(moved / "epoch=3-step=6.ckpt") == {"new": 1}
+
+
+def test_json_goes_through_the_same_door(tmp_path):
+    checkpoint.write_bytes(tmp_path / "run.json", b'{"a": 1}')
+    assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}

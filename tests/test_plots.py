@@ -1,0 +1,140 @@
+"""Every figure can be drawn, shows the numbers of its table, and can be read."""
+import itertools
+
+import made_up
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+import findings
+import matrix_plots
+import plots
+from analysis import DOWNSTREAM, METHODS, UPSTREAM
+
+
+@pytest.fixture(scope="module")
+def found():
+    return made_up.results("mnist-base")
+
+
+def figures(found):
+    """Every figure, by name."""
+    weakest = found.examples.query("part == 'l2' and layer == 0")
+    trained = findings.trained(found.align)
+    yield "accuracy", plots.accuracy_vs_regularization(found.models)
+    yield "norms", plots.norms_vs_regularization(found.models)
+    yield "failures", plots.failures_vs_regularization(found.models)
+    yield "q", plots.modules_vs_regularization(found)
+    yield "layers", plots.modules_by_layer(found, "l1", authors=found.modules.query("part == 'dummy' and run == 1000"))
+    yield "depth", plots.modules_vs_depth(found)
+    yield "null", plots.null_distributions(found)
+    yield "effects", plots.effects(findings.regularizer_effects(found, per_layer=False))
+    yield "agreement", plots.agreement(findings.agreement(found))
+    yield "accuracy-modularity", plots.modularity_vs_accuracy(found, findings.accuracy_correlations(found))
+    yield "repeatability", plots.repeatability(findings.cluster_repeatability(found.modules))
+    yield "matrices", matrix_plots.sorted_matrices(weakest)
+    yield "orders", matrix_plots.matrices_in_each_order(weakest)
+    yield "dropout", matrix_plots.matrices_vs_dropout(found.examples)
+    yield "matrices of agreement", matrix_plots.alignment_matrices({"a": trained, "b": trained}, difference=True)
+    yield "measures", matrix_plots.measure_correlations(trained)
+
+
+def test_no_figure_is_empty_or_has_labels_on_top_of_each_other(found):
+    for name, drawn in figures(found):
+        assert drawn.axes and all(ax.has_data() for ax in drawn.axes), name
+        for ax in drawn.axes:
+            for axis in (ax.xaxis, ax.yaxis):
+                boxes = [tick.get_window_extent() for tick in axis.get_ticklabels() if tick.get_visible() and tick.get_text()]
+                inside = [box for box in boxes if box.width > 0]
+                for a, b in itertools.pairwise(inside):
+                    assert not a.shrunk(0.9, 0.9).overlaps(b.shrunk(0.9, 0.9)), f"{name}: {axis.axis_name} ticks overlap"
+        texts = [t for t in drawn.texts if t.get_text()]
+        width = drawn.get_window_extent().width
+        assert all(t.get_window_extent().x0 > -2 and t.get_window_extent().x1 < width + 2 for t in texts), name
+
+
+def test_figures_of_experiments_without_l1_or_matrices_can_be_drawn():
+    found = made_up.results("demo")
+    plots.accuracy_vs_regularization(found.models)
+    plots.modules_vs_regularization(found)
+    for draw in (matrix_plots.sorted_matrices, matrix_plots.matrices_in_each_order, matrix_plots.matrices_vs_dropout):
+        assert "No matrices" in draw(found.examples.iloc[:0]).axes[0].texts[0].get_text()
+
+
+def test_lines_go_through_the_means_of_the_table(found):
+    drawn = plots.modules_by_layer(found, "drop")
+    panel = drawn.axes[METHODS.index("forward_jac")]
+    rows = findings.along(found.modules, "drop").query("assoc == 'forward_jac' and layer == 1")
+    means = rows.groupby("strength")["score"].mean()
+    lines = [line for line in panel.lines if len(line.get_xdata()) == len(means)]
+    assert any(np.allclose(line.get_ydata(), means) and np.allclose(line.get_xdata(), means.index) for line in lines)
+
+
+def test_bars_are_bootstrap_intervals(found):
+    rows = findings.along(found.modules, "drop").query("assoc == 'forward_jac' and layer == 0")
+    fig, ax = plt.subplots()
+    plots.curve(ax, np.asarray, rows, "score")
+    bars = np.array([segment[:, 1] for segment in ax.collections[0].get_segments()])
+    means = findings.means_by(rows, ["strength"], "score")
+    np.testing.assert_allclose(bars, means[["low", "high"]])
+    plt.close(fig)
+
+
+def test_the_band_is_one_to_three_standard_deviations_of_the_untrained(found):
+    fig, ax = plt.subplots()
+    values = findings.untrained(found.models)["test_acc"]
+    plots.untrained_band(ax, values)
+    spans = sorted((patch.get_y(), patch.get_y() + patch.get_height()) for patch in ax.patches)
+    expected = [(values.mean() - k * values.std(), values.mean() + k * values.std()) for k in (3, 2, 1)]
+    np.testing.assert_allclose(spans, expected)
+    plt.close(fig)
+
+
+def test_zero_has_a_place_on_a_logarithmic_axis():
+    fig, ax = plt.subplots()
+    place = plots.strength_axis(ax, "l1", [0, 1e-5, 1e-4, 1e-3])
+    x = place([0, 1e-5, 1e-3])
+    assert 0 < x[0] < x[1] == 1e-5 and x[2] == 1e-3 and ax.get_xticklabels()[0].get_text() == "0"
+    plt.close(fig)
+
+
+def test_too_much_is_hatched_from_between_the_last_bearable_strength_and_the_first_unbearable(found):
+    fig, ax = plt.subplots()
+    plots.too_much_shade(ax, findings.failures(found.models), "drop", np.asarray)
+    assert 0.65 < ax.patches[0].get_x() < 0.7
+    plt.close(fig)
+
+
+def test_methods_differ_in_colour_and_families_in_line_and_marker_also_in_grey():
+    assert len(set(plots.COLORS.values())) == len(METHODS)
+    for a, b in itertools.combinations(METHODS, 2):
+        assert np.abs(np.subtract(to_rgb(plots.COLORS[a]), to_rgb(plots.COLORS[b]))).max() > 0.15
+    upstream, downstream = ([plots.line_style(m) for m in family] for family in (UPSTREAM, DOWNSTREAM))
+    assert {s["linestyle"] for s in upstream} == {"-"} and {s["linestyle"] for s in downstream} == {"--"}
+    assert {s["markerfacecolor"] for s in downstream} == {"white"} and "white" not in {s["markerfacecolor"] for s in upstream}
+    assert len({s["marker"] for s in upstream}) == len({s["marker"] for s in downstream}) == 4
+
+
+def test_a_figure_is_saved_as_svg_and_png_and_is_the_same_every_time(found, tmp_path):
+    saved = [[path.read_bytes() for path in plots.save(plots.failures_vs_regularization(found.models), "f", tmp_path / str(i))]
+             for i in range(2)]
+    assert saved[0] == saved[1] and sorted(p.suffix for p in (tmp_path / "0").iterdir()) == [".png", ".svg"]
+    assert not plt.get_fignums()
+
+
+def test_units_are_sorted_into_blocks_with_borders_between_them():
+    clusters = np.zeros((6, 3), dtype=np.float32)
+    clusters[[1, 3, 5], 2] = clusters[[0, 2], 0] = 1  # unit 4 is dead
+    order, borders = matrix_plots.order_of(clusters)
+    assert order.tolist() == [1, 3, 5, 0, 2, 4] and borders.tolist() == [2.5, 4.5]
+
+
+def test_each_panel_of_orders_states_q_of_the_matrix_under_those_clusters(found):
+    weakest = found.examples.query("part == 'l2' and layer == 0")
+    drawn = matrix_plots.matrices_in_each_order(weakest)
+    a, b = (weakest[weakest["assoc"] == method].iloc[0] for method in matrix_plots.SHOWN[:2])
+    A = a["adj"].astype(float)
+    m, k, labels = A.sum(), A.sum(0), b["clusters"].argmax(1)
+    q = sum(A[np.ix_(labels == c, labels == c)].sum() / m - (k[labels == c].sum() / m) ** 2 for c in range(3))
+    assert drawn.axes[1].get_xlabel() == f"Q = {q:.3f}"

@@ -1,0 +1,59 @@
+"""The README keeps its word: its commands run, its files exist."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the project in which commands may write."""
+    folder = tmp_path_factory.mktemp("checkout")
+    ignored = shutil.ignore_patterns(".*", "logs*", "data", "figures", "tests", "results", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=ignored, dirs_exist_ok=True)
+    (folder / "logs-mnist-base-l2" / "mnist_sup_l2=0.00001" / "weights").mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_runs(command, checkout):
+    if command.startswith(("./train.sh", "./eval.sh")):
+        command += " --list"  # the whole study takes hours
+    elif "make" in command:
+        command = command.replace("make", "make --dry-run")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+def test_the_commands_cover_training_evaluation_and_report():
+    text = " ".join(COMMANDS)
+    assert all(word in text for word in ("train.sh", "eval.sh", "train.py", "eval.py", "analysis.py", "make report"))
+
+
+def test_every_file_and_picture_named_in_the_readme_exists():
+    named = re.findall(r"^\| (`.*?) \|", README, re.MULTILINE)
+    files = [name for cell in named for name in re.findall(r"`([\w./]+)`", cell) if "make" not in name]
+    files += re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert len(files) > 20
+    assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_every_module_is_in_the_readmes_map():
+    missing = [path.name for path in ROOT.glob("*.py") if f"`{path.name}`" not in README]
+    assert missing == []

@@ -3,9 +3,10 @@
     python analysis.py CKPT          prints what is known about one network's modules
     python analysis.py CKPT --plot   also draws its association matrices, sorted by cluster, into figures/
 
-`load_data_as_table` reads any networks and any metrics; `load_experiment` everything about one of the study's experiments.
+`load_data_as_table` reads any networks and any metrics; results.py everything about one of the study's experiments.
 Association methods are called upstream (forward_…: what drives a unit) or downstream (backward_…: what it drives).
 """
+
 import argparse
 import itertools
 import math
@@ -34,14 +35,27 @@ ACCURACIES = ("train_acc", "val_acc", "test_acc")
 BASIC_METRICS = (*ACCURACIES, "train_loss", "val_loss", "test_loss", "l1_norm", "l2_norm", "nuc_norm", "sparsity")
 MODULE_FIELDS = ("score", "num_clusters", "mc_score", "null_mean", "null_std", "z", "p", "sizes", "dead", "version")
 ALIGN_MEASURES = ("score", "rmi", "rmi_norm", "vi", "vi_norm", "element_sim", "adj_spearman_r")
-ALIGN_FIELDS = (*ALIGN_MEASURES, "p", "null_mean", "null_std", "transfer_AaPb", "transfer_AbPa", "transfer_AaPb_norm",
-                "transfer_AbPa_norm", "version")
-SWAPPED = {"transfer_AaPb": "transfer_AbPa", "transfer_AbPa": "transfer_AaPb",
-           "transfer_AaPb_norm": "transfer_AbPa_norm", "transfer_AbPa_norm": "transfer_AaPb_norm"}
+ALIGN_FIELDS = (
+    *ALIGN_MEASURES,
+    "p",
+    "null_mean",
+    "null_std",
+    "transfer_AaPb",
+    "transfer_AbPa",
+    "transfer_AaPb_norm",
+    "transfer_AbPa_norm",
+    "version",
+)
+SWAPPED = {
+    "transfer_AaPb": "transfer_AbPa",
+    "transfer_AbPa": "transfer_AaPb",
+    "transfer_AaPb_norm": "transfer_AbPa_norm",
+    "transfer_AbPa_norm": "transfer_AaPb_norm",
+}
 REPORTED = 5  # at most so many problems are spelt out
 
 
-# ---- any networks, any metrics ---------------------------------------------------------------------------------------
+# ---- any networks, any metrics --------------------------------------------------------------------------------------
 
 
 def generate_model_specs(grid: dict) -> list[dict]:
@@ -64,18 +78,18 @@ def load_data_as_table(model_specs, metrics, log_dir=Path("logs/")) -> pd.DataFr
             `checkpoint`: "last" (default), "best", or a file name in the run's directory or its weights/. Further
             hyperparameters (seed, model_args…) must agree with those that the checkpoint records.
         metrics: names of three forms: a top-level key (test_acc), modules.<method>.<layer>.<field>, or
-            align.<a>:<b>.<layer>.<field>. Layers count from 0. Fields are those of the checkpoint, and `dead` and `sizes`
-            (number of dead units; of units in each cluster, largest first), and for any array field x, x_mean and x_std.
-            A pair may be named in either order; transfer fields follow the order given.
+            align.<a>:<b>.<layer>.<field>. Layers count from 0. Fields are those of the checkpoint; `dead` (number
+            of dead units) and `sizes` (of clusters, largest first); and for any array field x, x_mean and x_std. A pair
+            may be named in either order; transfer fields follow the order given.
         log_dir: the directory that holds the runs' directories.
 
     Returns:
         One row per (network, method, layer) with columns assoc, layer, and per (network, pair, layer) with assoc_a,
-        assoc_b, layer; one per network if neither is asked for. Each has the spec's fields, the basic metrics and a column
-        for each <field>. Numbers are floats, matrices arrays; what a checkpoint lacks is NaN.
+        assoc_b, layer; one per network if neither is asked for. Each has the spec's fields, the basic metrics and a
+        column for each <field>. Numbers are floats, matrices arrays; what a checkpoint lacks is NaN.
 
-    Missing and unreadable checkpoints are reported on stderr, in one message at the end. Tensors are mapped into memory,
-    and only those asked for are read: their checksums are not verified here (those of all other values are).
+    Missing and unreadable checkpoints are reported on stderr, in one message at the end. Tensors are mapped into
+    memory and only those asked for are read: their checksums are not verified here (those of all other values are).
 
     Raises: UserError for a metric of another form, or a spec without a data set.
     """
@@ -83,7 +97,7 @@ def load_data_as_table(model_specs, metrics, log_dir=Path("logs/")) -> pd.DataFr
 
 
 def load_checkpoints(paths, metrics) -> pd.DataFrame:
-    """Like `load_data_as_table`, for files wherever they are; the hyperparameters are read from the files themselves."""
+    """Like `load_data_as_table`, for files wherever they are; hyperparameters are read from the files themselves."""
     table = table_of([({"checkpoint": str(path)}, Path(path)) for path in paths], ["hyper_parameters", *metrics])
     recorded = [h if isinstance(h, dict) else {} for h in table.pop("hyper_parameters")]
     for i, name in enumerate(grids.NAMED):
@@ -147,8 +161,10 @@ def _parsed(metrics):
         elif re.fullmatch(r"\w+", metric):
             basic.append(metric)
         else:
-            raise UserError(f"metric {metric!r}: expected a basic key such as test_acc, modules.<method>.<layer>.<field> or "
-                            "align.<a>:<b>.<layer>.<field>")
+            raise UserError(
+                f"metric {metric!r}: expected a basic key such as test_acc, modules.<method>.<layer>.<field> or "
+                "align.<a>:<b>.<layer>.<field>"
+            )
     return basic, rows
 
 
@@ -227,7 +243,7 @@ def _tidy(table):
     return table
 
 
-# ---- tables on disk --------------------------------------------------------------------------------------------------
+# ---- tables on disk -------------------------------------------------------------------------------------------------
 
 
 def save_table(table: pd.DataFrame, path) -> None:
@@ -263,14 +279,14 @@ def load_table(path) -> pd.DataFrame:
     return table
 
 
-# ---- one checkpoint --------------------------------------------------------------------------------------------------
+# ---- one checkpoint -------------------------------------------------------------------------------------------------
 
 
 def checkpoint_summary(path) -> pd.DataFrame:
     """What one checkpoint says about its modules: a row per method and layer.
 
-    Returns: columns method, layer, Q, z and p (against shuffled matrices), clusters (effective number), and agreement: mean
-        element-centric similarity to the clusterings of the other upstream, and of the other downstream methods.
+    Returns: columns method, layer, Q, z and p (against shuffled matrices), clusters (effective number), and agreement:
+        mean element-centric similarity to the clusterings of the other upstream, and of the other downstream methods.
     Raises: UserError if the file cannot be read or has no modules.
     """
     layers = range(checkpoint_layers(path))
@@ -278,8 +294,10 @@ def checkpoint_summary(path) -> pd.DataFrame:
     modules = table_of(entry, module_metrics(("score", "z", "p", "num_clusters"), layers=layers), [])
     align = table_of(entry, align_metrics(layers=layers), [])
     for name, family in (("with upstream", UPSTREAM), ("with downstream", DOWNSTREAM)):
-        modules[name] = [_agreement(align, assoc, layer, family)
-                         for assoc, layer in zip(modules["assoc"], modules["layer"], strict=True)]
+        modules[name] = [
+            _agreement(align, assoc, layer, family)
+            for assoc, layer in zip(modules["assoc"], modules["layer"], strict=True)
+        ]
     return modules.rename(columns={"assoc": "method", "score": "Q", "num_clusters": "clusters"})
 
 
@@ -310,7 +328,10 @@ def main(args):
             import plots
 
             examples = load_checkpoints([path], module_metrics(("score", "adj", "clusters"), layers=(args.layer,)))
-            print(*plots.save(matrix_plots.sorted_matrices(examples), f"matrices-{path.parent.parent.name}-{path.stem}"), sep="\n")
+            print(
+                *plots.save(matrix_plots.sorted_matrices(examples), f"matrices-{path.parent.parent.name}-{path.stem}"),
+                sep="\n",
+            )
 
 
 if __name__ == "__main__":

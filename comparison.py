@@ -1,7 +1,7 @@
 """How alike two clusterings of the same units are, and how alike the matrices behind them.
 
-A clustering P (n, c) has one-hot rows; rows of zeros are dead units, empty columns are ignored. Everything depends on the
-contingency table alone: n_rs units lie in cluster r of the first and cluster s of the second clustering.
+A clustering P (n, c) has one-hot rows; rows of zeros are dead units, empty columns are ignored. Every measure of two
+clusterings depends on their contingency table alone: n_rs units lie in cluster r of the first and s of the second.
 """
 
 import math
@@ -53,14 +53,15 @@ def _labels_of_both(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> tuple
     return cluster_labels(clusters_1), cluster_labels(clusters_2)
 
 
-# ---- greedy alignment -------------------------------------------------------------------------------------------------
+# ---- greedy alignment -----------------------------------------------------------------------------------------------
 
 
 def alignment_score(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
     """Fraction of the units that fall into clusters matched one to one, largest overlap first.
 
-    Takes the largest cell of the contingency table (the first in row-major order among equals), drops its row and column,
-    and so on; the score is the sum of the cells taken / min(units assigned in 1, in 2). Dead units are left out.
+    Takes the largest cell of the contingency table (the first in row-major order among equals), drops its row and
+    column, and so on; the score is the sum of the cells taken / min(units assigned in 1, in 2). Dead units are left
+    out.
 
     Args: clusters_1, clusters_2: (n, R) and (n, S), rows one-hot or zero.
     Returns: a number in [0, 1], 1 for identical clusterings; NaN when either assigns no unit. It does not depend on the
@@ -69,7 +70,7 @@ def alignment_score(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float
     """
     labels_1, labels_2 = _labels_of_both(clusters_1, clusters_2)
     score, _ = _overlaps(labels_1, labels_2, 0, 0)
-    return _share(score, labels_1, labels_2)
+    return float(_share(score, labels_1, labels_2))
 
 
 def alignment_null(
@@ -83,18 +84,20 @@ def alignment_null(
     """
     labels_1, labels_2 = _labels_of_both(clusters_1, clusters_2)
     score, null = _overlaps(labels_1, labels_2, shuffles, seed)
-    p = (1 + int((null >= score).sum())) / (1 + shuffles)
-    return torch.from_numpy(_share(null, labels_1, labels_2)).float(), p if labels_1.max() >= 0 <= labels_2.max() else math.nan
+    null_scores = torch.from_numpy(_share(null, labels_1, labels_2)).float()
+    if labels_1.max() < 0 or labels_2.max() < 0:
+        return null_scores, math.nan
+    return null_scores, (1 + int((null >= score).sum())) / (1 + shuffles)
 
 
 def _overlaps(labels_1, labels_2, shuffles, seed):
     """Units in greedily matched clusters, for the clusterings themselves (int) and for random permutations (int64)."""
     score = greedy_overlap(_table(labels_1, labels_2))
     random, null, n = np.random.default_rng(seed), np.empty(shuffles, dtype=np.int64), len(labels_1)
-    batch = max(1, BATCH // n)
+    batch, labels_2 = max(1, BATCH // n), labels_2.copy()
     for start in range(0, shuffles, batch):
         part = null[start : start + batch]
-        shuffled_overlaps(labels_1, labels_2.copy(), random.random((len(part), n)), part)
+        shuffled_overlaps(labels_1, labels_2, random.random((len(part), n)), part)
     return score, null
 
 
@@ -134,7 +137,8 @@ def greedy_overlap(table):
 def shuffled_overlaps(labels_1, labels_2, uniform, overlaps):
     """Fill overlaps (k,) with the greedy overlap of labels_1 and k random permutations of labels_2.
 
-    Args: uniform: (k, n), random numbers in [0, 1), which make the permutations (Fisher–Yates).
+    Args: labels_2: left in the last of its permutations.  uniform: (k, n), random numbers in [0, 1), which make the
+        permutations (Fisher–Yates).
     """
     n, R, S = len(labels_1), labels_1.max() + 1, labels_2.max() + 1
     table = np.zeros((R + 1, S + 1), np.int64)  # the last row and column, also found at −1, hold the dead units
@@ -149,7 +153,7 @@ def shuffled_overlaps(labels_1, labels_2, uniform, overlaps):
         overlaps[k] = greedy_overlap(table[:R, :S])
 
 
-# ---- information ------------------------------------------------------------------------------------------------------
+# ---- information ----------------------------------------------------------------------------------------------------
 
 
 def entropies(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> tuple[float, float, float]:
@@ -184,7 +188,7 @@ def normalized_information(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -
 def element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
     """Element-centric similarity of two partitions, in (0, 1]; 1 for identical ones only.
 
-    The mean over units of (units that share its cluster in both)/max(size of its cluster in 1, size of its cluster in 2).
+    The mean over units of (units that share its cluster in both)/max(size of its cluster in 1, of that in 2).
 
     Reference: Gates, Wood, Hetrick & Ahn (2019), Sci. Rep. 9:8574, which for partitions reduces to this.
     """
@@ -196,13 +200,13 @@ def element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> fl
 def reduced_mutual_information(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
     """Mutual information less the cost of the contingency table, in bits a unit; may be negative.
 
-    X = ln[n! Π n_rs!/(Π r! Π c!)] − ln Ω(r, c), divided by n ln 2; r and c are the table's row and column sums and Ω(r, c)
-    is the number of tables with these (`log_num_tables`).
+    X = ln[n! Π n_rs!/(Π r! Π c!)] − ln Ω(r, c), divided by n ln 2; r and c are the table's row and column sums and
+    Ω(r, c) is the number of tables with these (`log_num_tables`).
 
     Reference: Newman, Cantwell & Young (2020), Phys. Rev. E 101:042304.
     """
     table = contingency_table(clusters_1, clusters_2)
-    return _reduced_information(table) / (table.sum() * math.log(2))
+    return _reduced_information(table) / (int(table.sum()) * math.log(2))
 
 
 def normalized_reduced_information(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
@@ -224,12 +228,12 @@ def _reduced_information(table: np.ndarray) -> float:
         return scipy.special.gammaln(counts + 1.0).sum()
 
     rows, columns = table.sum(1), table.sum(0)
-    log_arrangements = log_factorials(table.sum()) + log_factorials(table) - log_factorials(rows) - log_factorials(columns)
-    return float(log_arrangements - log_num_tables(rows, columns))
+    log_ways = log_factorials(table.sum()) + log_factorials(table) - log_factorials(rows) - log_factorials(columns)
+    return float(log_ways - log_num_tables(rows, columns))
 
 
 def log_num_tables(rows: np.ndarray, columns: np.ndarray) -> float:
-    """ln Ω, Ω the number of non-negative integer tables with given row sums r (R of them) and column sums c (S of them).
+    """ln Ω, Ω the number of non-negative integer tables with row sums r (R of them) and column sums c (S of them).
 
     An estimate: w = n/(n + RS/2), x_i = (1 − w)/R + w r_i/n, y_j = (1 − w)/S + w c_j/n,
     ν = (S + 1)/(S Σx²) − 1/S, μ = (R + 1)/(R Σy²) − 1/R,
@@ -249,7 +253,7 @@ def log_num_tables(rows: np.ndarray, columns: np.ndarray) -> float:
     return float((R - 1) * (S - 1) * np.log(n + R * S / 2) + (shape + gammas) / 2)
 
 
-# ---- matrices and evaluation ------------------------------------------------------------------------------------------
+# ---- matrices and evaluation ----------------------------------------------------------------------------------------
 
 
 def spearman_correlation(adj_a: torch.Tensor, adj_b: torch.Tensor) -> tuple[float, float]:
@@ -276,24 +280,32 @@ def align_modules(modules_a: dict, modules_b: dict, *, shuffles: int = 5000, see
         seed: the same seed, the same null.
 
     Returns:
-        score, null (float32), p, rmi, rmi_norm, vi, vi_norm, element_sim, adj_spearman_r, adj_spearman_p, transfer_AaPb,
-        transfer_AbPa (Q of one method's matrix under the other's clusters), both also _norm (divided by that matrix's
-        own Q + 1e-3), version. Where either has no modules (its score is NaN) all but the version are NaN.
+        score, null (float32), p, rmi, rmi_norm, vi, vi_norm, element_sim, adj_spearman_r, adj_spearman_p,
+        transfer_AaPb, transfer_AbPa (Q of one method's matrix under the other's clusters), both also _norm (divided by
+        that matrix's own Q + 1e-3), version. Where either has no modules (score NaN) all but the version are NaN.
 
     Raises: ValueError if they are not about the same number of units.
     """
     P1, P2 = modules_a["clusters"], modules_b["clusters"]
     _labels_of_both(P1, P2)
     if math.isnan(modules_a["score"]) or math.isnan(modules_b["score"]):
-        return dict.fromkeys(MEASURES, math.nan) | {"null": torch.full((shuffles,), math.nan), "version": ALIGN_VERSION}
+        undefined = dict.fromkeys((*MEASURES, *STATISTICS), math.nan)
+        return undefined | {"null": torch.full((shuffles,), math.nan), "version": ALIGN_VERSION}
     null, p = alignment_null(P1, P2, shuffles, seed)
-    values = [measure(P1, P2) for measure in MEASURES.values() if measure]
     r, r_p = spearman_correlation(modules_a["adj"], modules_b["adj"])
     AaPb = girvan_newman(modules_a["adj"], P2).item()
     AbPa = girvan_newman(modules_b["adj"], P1).item()
-    return dict(zip(MEASURES, [
-        *values, p, r, r_p, AaPb, AbPa, AaPb / (float(modules_a["score"]) + 1e-3), AbPa / (float(modules_b["score"]) + 1e-3)
-    ], strict=True)) | {"null": null, "version": ALIGN_VERSION}
+    return {key: measure(P1, P2) for key, measure in MEASURES.items()} | {
+        "null": null,
+        "p": p,
+        "adj_spearman_r": r,
+        "adj_spearman_p": r_p,
+        "transfer_AaPb": AaPb,
+        "transfer_AbPa": AbPa,
+        "transfer_AaPb_norm": AaPb / (float(modules_a["score"]) + 1e-3),
+        "transfer_AbPa_norm": AbPa / (float(modules_b["score"]) + 1e-3),
+        "version": ALIGN_VERSION,
+    }
 
 
 MEASURES = {
@@ -303,11 +315,8 @@ MEASURES = {
     "vi": variation_of_information,
     "vi_norm": normalized_information,
     "element_sim": element_similarity,
-    "p": None,
-    "adj_spearman_r": None,
-    "adj_spearman_p": None,
-    "transfer_AaPb": None,
-    "transfer_AbPa": None,
-    "transfer_AaPb_norm": None,
-    "transfer_AbPa_norm": None,
 }
+STATISTICS = (
+    *("p", "adj_spearman_r", "adj_spearman_p"),
+    *("transfer_AaPb", "transfer_AbPa", "transfer_AaPb_norm", "transfer_AbPa_norm"),
+)

@@ -1,9 +1,10 @@
 """The study's findings as numbers: tables of effects and agreements, with bootstrap intervals over networks.
 
-Everywhere n counts networks (never layers, methods or pairs, which are averaged within each network first), intervals are
-95% percentile intervals of the mean, by a seeded bootstrap over networks. A strength of regularisation is "too much" when
-over half of its runs stay below 0.8 test accuracy; such networks are left out of every statistic.
+Everywhere n counts networks (never layers, methods or pairs, which are averaged within each network first), and
+intervals are 95% percentile intervals of the mean, by a seeded bootstrap over networks. A strength of regularisation is
+"too much" when over half of its runs stay below 0.8 test accuracy; such networks are left out of every statistic.
 """
+
 import itertools
 
 import numpy as np
@@ -22,7 +23,7 @@ GROUPS = ("within upstream", "within downstream", "across")
 SIGNIFICANT = 0.05
 
 
-# ---- intervals ---------------------------------------------------------------------------------------------------------
+# ---- intervals ------------------------------------------------------------------------------------------------------
 
 
 def bootstrap_means(values, draws=DRAWS, seed=0):
@@ -74,7 +75,7 @@ def resamples(groups, draws=DRAWS, seed=0):
     return indices
 
 
-# ---- regularisation ----------------------------------------------------------------------------------------------------
+# ---- regularisation -------------------------------------------------------------------------------------------------
 
 
 def untrained(table):
@@ -134,30 +135,41 @@ def regularizer_effects(results: Results, per_layer=True) -> pd.DataFrame:
 
     Returns: a row per regulariser, method (and layer, or else for the mean over layers):
         n, n_untrained: networks with usable strengths, and untrained ones.
-        untrained, weakest, strongest: mean Q of untrained networks, and at the ends of the usable grid; at: the strong end.
+        untrained, weakest, strongest: mean Q of untrained networks and at both ends of the usable grid; at: its end.
         change, change_low, change_high: strongest − weakest.
         gain, gain_low, gain_high: strongest − untrained.
-        rho, rho_low, rho_high: rank correlation of Q with strength over all usable networks (resampled within strengths).
+        rho, rho_low, rho_high: rank correlation of Q with strength over usable networks (resampled within strengths).
     """
     modules = usable(results.modules, results.models)
     by = ["assoc", "layer"] if per_layer else ["assoc"]
     if not per_layer:
         modules = per_network(modules, ["score"])
-    null = {key: values.to_numpy() for key, values in untrained(modules).dropna(subset="score").groupby(by, observed=True)["score"]}
+    null = {
+        key: values.to_numpy()
+        for key, values in untrained(modules).dropna(subset="score").groupby(by, observed=True)["score"]
+    }
     rows = []
     for regularizer in present_regularizers(modules):
         curves = along(modules, regularizer).dropna(subset="score")
         for key, curve in curves.groupby(by, observed=True):
             names = {"regularizer": regularizer} | dict(zip(by, key, strict=True))
-            rows.append(names | _effect(curve["strength"].to_numpy(), curve["score"].to_numpy(), null.get(key, np.array([]))))
+            rows.append(
+                names | _effect(curve["strength"].to_numpy(), curve["score"].to_numpy(), null.get(key, np.array([])))
+            )
     return pd.DataFrame(rows)
 
 
 def _effect(strength, q, null):
     """One row of `regularizer_effects`."""
     weakest, strongest = q[strength == strength.min()], q[strength == strength.max()]
-    row = {"n": len(q), "n_untrained": len(null), "untrained": null.mean() if len(null) else np.nan,
-           "weakest": weakest.mean(), "strongest": strongest.mean(), "at": strength.max()}
+    row = {
+        "n": len(q),
+        "n_untrained": len(null),
+        "untrained": null.mean() if len(null) else np.nan,
+        "weakest": weakest.mean(),
+        "strongest": strongest.mean(),
+        "at": strength.max(),
+    }
     row |= _difference("change", strongest, weakest) | _difference("gain", strongest, null)
     draws = resamples(strength)
     low, high = interval(spearman(strength[draws], q[draws]))
@@ -172,7 +184,7 @@ def _difference(name, a, b):
     return {name: a.mean() - b.mean(), f"{name}_low": low, f"{name}_high": high}
 
 
-# ---- agreement between methods -----------------------------------------------------------------------------------------
+# ---- agreement between methods --------------------------------------------------------------------------------------
 
 
 def with_group(align):
@@ -189,12 +201,15 @@ def agreement(results: Results) -> pd.DataFrame:
     Every value is a mean over pairs of different methods and over layers within a network, then over networks.
 
     Returns: a row per condition (untrained, trained: all regularisers, and each regulariser) and group:
-        n: networks; element_sim, score, rmi_norm, excess (score − mean score of shuffled clusterings), each with _low, _high;
-        null (that mean); significant (share of pairs with p < 0.05, 0.05 by chance).
+        n: networks; element_sim, score, rmi_norm, excess (score − mean score of shuffled clusterings), each with _low
+        and _high; null (that mean); significant (share of pairs with p < 0.05, 0.05 by chance).
     """
     align = with_group(usable(results.align, results.models))
-    align = align.assign(excess=align["score"] - align["null_mean"], null=align["null_mean"],
-                         significant=(align["p"] < SIGNIFICANT).where(align["p"].notna()).astype(float))
+    align = align.assign(
+        excess=align["score"] - align["null_mean"],
+        null=align["null_mean"],
+        significant=(align["p"] < SIGNIFICANT).where(align["p"].notna()).astype(float),
+    )
     measures = ["element_sim", "score", "rmi_norm", "excess"]
     networks = per_network(align, [*measures, "null", "significant"], by=("group",))
     conditions = {"untrained": untrained(networks), "trained": trained(networks)}
@@ -225,14 +240,14 @@ def measure_correlations(align, measures) -> pd.DataFrame:
     return align.loc[different, list(measures)].corr(method="spearman")
 
 
-# ---- beyond the study --------------------------------------------------------------------------------------------------
+# ---- beyond the study -----------------------------------------------------------------------------------------------
 
 
 def accuracy_correlations(results: Results) -> pd.DataFrame:
     """Does modularity go with accuracy? Rank correlation of Q (mean over layers) with test accuracy, per method.
 
-    Returns: assoc, n, overall (over all usable trained networks), matched, low, high: the same after subtracting from both
-        their means over the runs of the same regularisation, resampled within these.
+    Returns: assoc, n, overall (over all usable trained networks), matched, low, high: the same after subtracting from
+        both their means over the runs of the same regularisation, resampled within these.
     """
     modules = trained(usable(results.modules, results.models)).dropna(subset=["score", "test_acc"])
     networks = per_network(modules, ["score", "test_acc"])
@@ -242,8 +257,16 @@ def accuracy_correlations(results: Results) -> pd.DataFrame:
         q, accuracy, point = (curve[name].to_numpy() for name in ("score", "test_acc", "point"))
         draws = resamples(point)
         low, high = interval(spearman(_centred(q[draws], point), _centred(accuracy[draws], point)))
-        rows.append({"assoc": assoc, "n": len(q), "overall": float(spearman(q, accuracy)),
-                     "matched": float(spearman(_centred(q, point), _centred(accuracy, point))), "low": low, "high": high})
+        rows.append(
+            {
+                "assoc": assoc,
+                "n": len(q),
+                "overall": float(spearman(q, accuracy)),
+                "matched": float(spearman(_centred(q, point), _centred(accuracy, point))),
+                "low": low,
+                "high": high,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -260,16 +283,23 @@ def cluster_repeatability(modules) -> pd.DataFrame:
     """Do clusters repeat between runs? Units cannot be matched across networks, so compares their number and sizes.
 
     Returns: a row per regularisation, method and layer with at least two runs: part, l2, l1, drop, assoc, layer, n,
-        num_clusters (mean), spread (its standard deviation over runs), size_overlap: mean over pairs of runs of the share
-        of units in common when largest cluster is laid on largest, second on second, and so on.
+        num_clusters (mean), spread (its standard deviation over runs), size_overlap: mean over pairs of runs of the
+        share of units in common when largest cluster is laid on largest, second on second, and so on.
     """
     by = ["part", "l2", "l1", "drop", "assoc", "layer"]
     rows = []
     for key, runs in modules.dropna(subset="score").groupby(by, observed=True):
         if len(runs) > 1:
             overlap = np.mean([size_overlap(a, b) for a, b in itertools.combinations(runs["sizes"], 2)])
-            rows.append(dict(zip(by, key, strict=True)) | {"n": len(runs), "num_clusters": runs["num_clusters"].mean(),
-                        "spread": runs["num_clusters"].std(), "size_overlap": overlap})
+            rows.append(
+                dict(zip(by, key, strict=True))
+                | {
+                    "n": len(runs),
+                    "num_clusters": runs["num_clusters"].mean(),
+                    "spread": runs["num_clusters"].std(),
+                    "size_overlap": overlap,
+                }
+            )
     return pd.DataFrame(rows, columns=[*by, "n", "num_clusters", "spread", "size_overlap"])
 
 

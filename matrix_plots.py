@@ -1,4 +1,5 @@
 """The study's figures of matrices: associations between units, sorted by cluster, and agreement between methods."""
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -10,9 +11,13 @@ from modularity import girvan_newman, sort_by_cluster
 from plots import COLORS, WIDTH, figure, label, note, placeholder
 
 SHOWN = ("forward_cov", "forward_jac", "backward_jac", "backward_hess")
-MEASURES = {"element_sim": "element-centric similarity", "score": "alignment score",
-            "rmi_norm": "reduced mutual information (normalised)", "vi_norm": "mutual information (normalised)",
-            "adj_spearman_r": "rank correlation of matrices"}
+MEASURES = {
+    "element_sim": "element-centric similarity",
+    "score": "alignment score",
+    "rmi_norm": "reduced mutual information (normalised)",
+    "vi_norm": "mutual information (normalised)",
+    "adj_spearman_r": "rank correlation of matrices",
+}
 NO_MATRICES = "No matrices in these tables: they need the evaluated checkpoints."
 SHADES = "Darker is stronger (square-root scale up to each matrix's 99th percentile); lines separate clusters."
 
@@ -51,7 +56,9 @@ def sorted_matrices(examples):
     if not len(examples):
         return placeholder(NO_MATRICES)
     n = len(examples)
-    fig, axes = plt.subplots(4, 4, figsize=(WIDTH, 7.6)) if n > 4 else plt.subplots(2, n, figsize=(WIDTH, 3.9), squeeze=False)
+    fig, axes = (
+        plt.subplots(4, 4, figsize=(WIDTH, 7.6)) if n > 4 else plt.subplots(2, n, figsize=(WIDTH, 3.9), squeeze=False)
+    )
     for ax in axes.flat[2 * n :]:
         ax.remove()
     for i, row in enumerate(examples.itertuples()):
@@ -70,7 +77,7 @@ def sorted_matrices(examples):
 
 @figure
 def matrices_in_each_order(examples):
-    """Each method's matrix (rows) with the units in the order of each method's clusters (columns), and its Q under them."""
+    """Each method's matrix (rows) in the order of each method's clusters (columns), and its Q under them."""
     if not len(examples):
         return placeholder(NO_MATRICES)
     shown = [examples[examples["assoc"] == method].iloc[0] for method in SHOWN if (examples["assoc"] == method).any()]
@@ -78,7 +85,9 @@ def matrices_in_each_order(examples):
     for row, a in zip(axes, shown, strict=True):
         for ax, b in zip(row, shown, strict=True):
             matrix(ax, a.adj, *order_of(b.clusters))
-            ax.set_xlabel(f"Q = {modularity(a.adj, b.clusters):.3f}", labelpad=2, fontweight="bold" if a is b else "normal")
+            ax.set_xlabel(
+                f"Q = {modularity(a.adj, b.clusters):.3f}", labelpad=2, fontweight="bold" if a is b else "normal"
+            )
         row[0].set_ylabel(f"{label(a.assoc)}\nmatrix", color=COLORS[a.assoc])
     for ax, b in zip(axes[0], shown, strict=True):
         ax.set_title(f"by {label(b.assoc)}\nclusters", color=COLORS[b.assoc])
@@ -88,16 +97,21 @@ def matrices_in_each_order(examples):
 
 @figure
 def matrices_vs_dropout(examples, layer=0):
-    """Matrices of one layer, sorted by cluster, from an untrained network to much dropout (columns), by method (rows)."""
+    """Matrices of one layer, sorted by cluster, from untrained to much dropout (columns), by method (rows)."""
     examples = examples[examples["layer"] == layer] if len(examples) else examples
     if not len(examples):
         return placeholder(NO_MATRICES)
-    titles = {"dummy": lambda row: "untrained", "l2": lambda row: "dropout 0", "drop": lambda row: f"dropout {row.drop:g}"}
+    titles = {
+        "dummy": lambda row: "untrained",
+        "l2": lambda row: "dropout 0",
+        "drop": lambda row: f"dropout {row.drop:g}",
+    }
     columns = {}
     for row in examples.itertuples():
         columns.setdefault(titles[row.part](row), {})[row.assoc] = row
-    fig, axes = plt.subplots(len(SHOWN), len(columns), figsize=(WIDTH, 1.22 * len(SHOWN) * 6 / max(6, len(columns)) + 0.4),
-                             squeeze=False)
+    fig, axes = plt.subplots(
+        len(SHOWN), len(columns), figsize=(WIDTH, 1.22 * len(SHOWN) * 6 / max(6, len(columns)) + 0.4), squeeze=False
+    )
     for column, (title, rows) in zip(axes.T, columns.items(), strict=True):
         for ax, method in zip(column, SHOWN, strict=True):
             matrix(ax, rows[method].adj, *order_of(rows[method].clusters))
@@ -109,7 +123,7 @@ def matrices_vs_dropout(examples, layer=0):
     return fig
 
 
-# ---- agreement between methods -----------------------------------------------------------------------------------------
+# ---- agreement between methods --------------------------------------------------------------------------------------
 
 
 def agreement_panel(ax, values, low, high, cmap):
@@ -119,8 +133,15 @@ def agreement_panel(ax, values, low, high, cmap):
         if np.isfinite(values.iloc[i, j]):
             red, green, blue, _ = image.cmap(image.norm(values.iloc[i, j]))
             dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-            ax.text(j, i, f"{values.iloc[i, j]:.2f}".replace("0.", ".", 1), ha="center", va="center", fontsize=4.8,
-                    color="white" if dark else "black")
+            ax.text(
+                j,
+                i,
+                f"{values.iloc[i, j]:.2f}".replace("0.", ".", 1),
+                ha="center",
+                va="center",
+                fontsize=4.8,
+                color="white" if dark else "black",
+            )
     ax.axhline(len(UPSTREAM) - 0.5, color="black", linewidth=0.8)
     ax.axvline(len(UPSTREAM) - 0.5, color="black", linewidth=0.8)
     ax.set_xticks(range(len(METHODS)), [label(m) for m in METHODS], rotation=90, fontsize=5.5)
@@ -137,18 +158,23 @@ def alignment_matrices(tables, measure="element_sim", difference=False):
         tables: {title: rows of an alignment table}.
         difference: add a panel, the last table's matrix less the first one's.
     """
-    matrices = {f"{title} (n = {networks(table)})": findings.alignment_matrix(table, measure) for title, table in tables.items()}
+    matrices = {
+        f"{title} (n = {networks(table)})": findings.alignment_matrix(table, measure) for title, table in tables.items()
+    }
     panels = len(matrices) + difference
     columns = min(3, panels)
     rows = -(-panels // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH * max(columns, 2) / 3, 2.0 * rows + 1.5), squeeze=False, sharex=True,
-                             sharey=True)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH * max(columns, 2) / 3, 2.0 * rows + 1.5), squeeze=False, sharex=True, sharey=True
+    )
     for ax in axes.flat[panels:]:
         ax.remove()
     for ax, (title, values) in zip(axes.flat, matrices.items(), strict=False):
         image = agreement_panel(ax, values, 0, 1, "cividis")
         ax.set_title(title)
-    fig.colorbar(image, ax=axes[:, : columns - difference], location="bottom", shrink=0.5, aspect=40, label=MEASURES[measure])
+    fig.colorbar(
+        image, ax=axes[:, : columns - difference], location="bottom", shrink=0.5, aspect=40, label=MEASURES[measure]
+    )
     if difference:
         first, *_, last = matrices.values()
         ax = axes.flat[panels - 1]
@@ -170,7 +196,14 @@ def measure_correlations(align, measures=tuple(MEASURES)):
     fig, ax = plt.subplots(figsize=(WIDTH * 0.7, 2.6))
     image = ax.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1)
     for i, j in np.ndindex(values.shape):
-        ax.text(j, i, f"{values.iloc[i, j]:.2f}", ha="center", va="center", color="white" if abs(values.iloc[i, j]) > 0.7 else "black")
+        ax.text(
+            j,
+            i,
+            f"{values.iloc[i, j]:.2f}",
+            ha="center",
+            va="center",
+            color="white" if abs(values.iloc[i, j]) > 0.7 else "black",
+        )
     ax.set_xticks(range(len(measures)), [m.replace("_", "\n", 1) for m in measures])
     ax.set_yticks(range(len(measures)), [MEASURES[m] for m in measures])
     ax.set_aspect("auto")

@@ -1,8 +1,8 @@
 """Newman's modularity Q of a clustering of units, the clustering that maximizes it, and its significance.
 
 An association matrix A (n, n) is symmetric, non-negative and has a zero diagonal; k = A·1 are the strengths of its
-units and m = Σ_ij A_ij. A clustering P (n, c) has one-hot rows. A unit is dead when k_i ≤ 1e-9 · max k: which cluster it
-is in would be decided by rounding, so that its row of P is zero. Columns are in the order of their first unit.
+units and m = Σ_ij A_ij. A clustering P (n, c) has one-hot rows, its columns in the order of their first unit. A unit is
+dead when k_i ≤ 1e-9 · max k: rounding would decide which cluster it is in, so that its row of P is zero.
 """
 
 import math
@@ -176,9 +176,9 @@ def refine_modularity(
     """The clustering with the highest Q that iterated local search finds, starting from a given one.
 
     Each round kicks the clustering (reassigns many units at random, or deals the units of two clusters to new ones),
-    polishes it (single-unit moves until none raises Q, Kernighan–Lin passes, in turn), and goes on from there unless Q fell
-    by more than a random, shrinking amount. The best clustering on the way is the result. On 64 units every seed found
-    the best Q known; above about 1,000 nothing found is repeatably the best.
+    polishes it (single-unit moves until none raises Q, Kernighan–Lin passes, in turn), and goes on from there unless Q
+    fell by more than a random, shrinking amount. The best clustering on the way is the result. On 64 units every seed
+    found the best Q known; on 256 or more that have no clear clusters different seeds find different ones.
 
     Args:
         adj: A, (n, n), symmetric, non-negative; the diagonal is ignored.
@@ -237,7 +237,7 @@ def _refine(B, labels, rounds, state):
 
 
 def _search(B, q0, seed, steps, target_entropy, *stream):
-    """Labels of the spectral start, chain and short refinement that every matrix goes through, real or drawn; the chain."""
+    """Labels after the spectral start, chain and short refinement that every matrix gets, real or drawn; the chain."""
     chain = _chain(B, q0, spectral_labels(B), len(B), steps, target_entropy, _stream(seed, CHAIN, *stream))
     return _refine(B, chain[0], _null_rounds(len(B)), _stream(seed, REFINEMENT, *stream)), chain
 
@@ -269,12 +269,12 @@ def find_modules(
 
     Returns:
         adj (float32, diagonal removed), clusters, score (Q of clusters, the best found), num_clusters, mc_score and
-        mc_clusters (the plain chain's best), mc_scores, mc_temperatures, mc_entropies (float32), null_mean, null_std, z,
-        p (against the strength-preserving null), null_draws, null_effort_score, version; with `sign` also
+        mc_clusters (the plain chain's best), mc_scores, mc_temperatures, mc_entropies (float32), null_mean, null_std,
+        z, p (against the strength-preserving null), null_draws, null_effort_score, version; with `sign` also
         rotation_null_mean, rotation_null_std, rotation_z and rotation_p. z and p are those of null_effort_score, the Q
         that the search reaches with the effort spent on each draw; the search for `score` goes on from there.
-        A matrix that has entries that are not finite, or no weight, has no modules: scores and statistics are NaN, there
-        are zero clusters, histories are empty.
+        A matrix with entries that are not finite, or without weight, has no modules: scores and statistics are NaN,
+        there are zero clusters, histories are empty.
 
     Raises: ValueError if A is not square, empty, negative or asymmetric, or `sign` has another shape.
     """

@@ -1,9 +1,9 @@
 """Compiled search for the clustering with the highest modularity Q: the Monte Carlo chain and its refinement.
 
-Everything here works on plain numpy arrays. B (n, n) is the modularity matrix of the live units with its diagonal set to
-zero, scaled so that Q = q0 + Σ_c Σ_{ij∈c} B_ij, where q0, the trace taken away, is the same for every clustering. Labels
-are integers 0 … k − 1. Every search keeps the ties S[c, u] = Σ_{v∈c} B_vu of each unit to each cluster, so that moving u
-from a to c changes Q by 2(S[c, u] − S[a, u]): O(1) to score, O(n) to carry out.
+Everything here works on plain numpy arrays. B (n, n) is the modularity matrix of the live units with its diagonal set
+to zero, scaled so that Q = q0 + Σ_c Σ_{ij∈c} B_ij, where q0, the trace taken away, is the same for every clustering.
+Labels are integers 0 … k − 1. Every search keeps the ties S[c, u] = Σ_{v∈c} B_vu of each unit to each cluster, so that
+moving u from a to c changes Q by 2(S[c, u] − S[a, u]): O(1) to score, O(n) to carry out.
 The random numbers are the kernels' own (splitmix64), so that a seed gives the same result on every machine.
 """
 
@@ -242,7 +242,7 @@ def run_chain(B, q0, labels, S, sizes, max_clusters, target, state, scores, temp
 def best_free_move(labels, S, sizes, k, locked, top):
     """The unlocked unit and other home with the largest gain, and half that gain.
 
-    top (n,) is scratch: the ties to the best other cluster. Plain loops over units, which compile to vector instructions.
+    top (n,) is scratch: the ties to the best other cluster. The inner loops compile to vector instructions.
     """
     n = len(labels)
     top[:] = -np.inf
@@ -386,8 +386,8 @@ def dissolve(B, labels, S, sizes, k, members, state):
 def iterated_local_search(B, labels, S, sizes, rounds, state):
     """Refinement of `modularity.refine_modularity`; changes labels in place; returns Q − q0, round of the last gain.
 
-    A round kicks the clustering (scattering with probability 32/n, else dissolving), polishes it, and keeps the result if
-    Q falls by no more than a random amount, exponential, whose mean falls from LENIENCE of the best Q to 0.
+    A round kicks the clustering (scattering with probability 32/n, else dissolving), polishes it, and keeps the result
+    if Q falls by no more than a random amount, exponential, whose mean falls from LENIENCE of the best Q to 0.
     """
     n = len(labels)
     order, pool, locked, top = np.arange(n), np.arange(n), np.zeros(n, np.bool_), np.empty(n)

@@ -1,33 +1,52 @@
-"""The study's figures about single methods: accuracy, modularity Q and cluster counts against regularisation and depth.
+"""How figures look here, and the study's figures about training: accuracy and norms against regularisation.
 
 Every function takes tables of `results.Results` or `findings` and returns a matplotlib figure at the size that a paper
 prints. A method has the same colour in every figure; upstream methods (forward_…) are solid lines with filled markers,
 downstream ones (backward_…) dashed lines with open markers. Error bars are 95% bootstrap intervals over networks.
 """
+
 import functools
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogFormatter
 
 import findings
-import grids
-from analysis import ACCURACIES, DOWNSTREAM, METHODS, UPSTREAM
+from analysis import ACCURACIES, METHODS, UPSTREAM
 
 WIDTH = 7.2  # inches, across a page
-COLORS = dict(zip(METHODS, ("#0072B2", "#56B4E9", "#332288", "#009E73", "#D55E00", "#E69F00", "#882255", "#CC79A7"),
-                  strict=True))  # Okabe & Ito's, and two of Tol's: cool upstream, warm downstream
+COLORS = dict(
+    zip(METHODS, ("#0072B2", "#56B4E9", "#332288", "#009E73", "#D55E00", "#E69F00", "#882255", "#CC79A7"), strict=True)
+)  # Okabe & Ito's, and two of Tol's: cool upstream, warm downstream
 MARKERS = dict(zip(METHODS, "osD^osD^", strict=True))
 SYMBOLS = {"drop": "dropout", "l1": "L1 weight", "l2": "L2 weight"}
-VALUES = {"score": "modularity Q", "num_clusters": "number of clusters", "l1_norm": "L1 norm", "l2_norm": "L2 norm",
-          "nuc_norm": "nuclear norm", "sparsity": "share of weights\nbelow 0.001", "z": "z of Q against\nshuffled matrices"}
+VALUES = {
+    "score": "modularity Q",
+    "num_clusters": "number of clusters",
+    "l1_norm": "L1 norm",
+    "l2_norm": "L2 norm",
+    "nuc_norm": "nuclear norm",
+    "sparsity": "share of weights\nbelow 0.001",
+    "z": "z of Q against\nshuffled matrices",
+}
 STYLE = {
-    "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7.5, "legend.fontsize": 6.5, "legend.frameon": False,
-    "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "axes.linewidth": 0.6, "lines.linewidth": 1.1, "lines.markersize": 3.5,
-    "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "savefig.dpi": 300,
-    "figure.constrained_layout.use": True, "svg.hashsalt": "figures",
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 130,
+    "savefig.dpi": 300,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "figures",
 }
 BAND = "0.55"
 
@@ -93,11 +112,15 @@ def number(x):
 def line_style(method):
     """Colour, line and marker of a method."""
     upstream = method in UPSTREAM
-    return {"color": COLORS[method], "linestyle": "-" if upstream else "--", "marker": MARKERS[method],
-            "markerfacecolor": COLORS[method] if upstream else "white"}
+    return {
+        "color": COLORS[method],
+        "linestyle": "-" if upstream else "--",
+        "marker": MARKERS[method],
+        "markerfacecolor": COLORS[method] if upstream else "white",
+    }
 
 
-# ---- axes --------------------------------------------------------------------------------------------------------------
+# ---- axes -----------------------------------------------------------------------------------------------------------
 
 
 def strength_axis(ax, regularizer, strengths):
@@ -145,8 +168,15 @@ def too_much_shade(ax, failures, regularizer, place):
     first = place(rows.loc[rows["too_much"], "strength"]).min()
     before = x[x < first].max() if (x < first).any() else first
     left = np.sqrt(first * before) if regularizer != "drop" else (first + before) / 2
-    ax.axvspan(left, x.max() * (1.5 if regularizer != "drop" else 1.03), facecolor="none", edgecolor="0.75", hatch="////",
-               linewidth=0, zorder=0)
+    ax.axvspan(
+        left,
+        x.max() * (1.5 if regularizer != "drop" else 1.03),
+        facecolor="none",
+        edgecolor="0.75",
+        hatch="////",
+        linewidth=0,
+        zorder=0,
+    )
 
 
 def curve(ax, place, table, value, **style):
@@ -169,8 +199,11 @@ def caption(fig, table, regularizer=None):
     shown = [regularizer] if regularizer else findings.present_regularizers(table)
     n = ", ".join(dict.fromkeys(count(findings.along(table, name)) for name in shown))
     null = findings.untrained(table).drop_duplicates("run")
-    note(fig, f"Bars: 95% bootstrap intervals over networks ({n} a point). Grey: mean ± 1, 2, 3 σ of {len(null)} untrained "
-              "networks. Hatched: over half of the runs below 0.8 test accuracy.")
+    note(
+        fig,
+        f"Bars: 95% bootstrap intervals over networks ({n} a point). Grey: mean ± 1, 2, 3 σ of {len(null)} untrained "
+        "networks. Hatched: over half of the runs below 0.8 test accuracy.",
+    )
 
 
 def note(fig, text):
@@ -178,7 +211,7 @@ def note(fig, text):
     fig.supxlabel(text, fontsize=6, color="0.35")
 
 
-# ---- training ----------------------------------------------------------------------------------------------------------
+# ---- training -------------------------------------------------------------------------------------------------------
 
 
 @figure
@@ -196,8 +229,9 @@ def accuracy_vs_regularization(models):
         too_much_shade(ax, findings.failures(models), regularizer, place)
     axes[0, 0].set_yscale("logit", one_half="0.5")
     axes[0, 0].set_ylim(0.06, 0.9995)
-    axes[0, 0].set_yticks([0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999],
-                          ["0.1", "0.5", "0.8", "0.9", "0.95", "0.98", "0.99", "0.999"])
+    axes[0, 0].set_yticks(
+        [0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999], ["0.1", "0.5", "0.8", "0.9", "0.95", "0.98", "0.99", "0.999"]
+    )
     axes[0, 0].minorticks_off()
     axes[0, 0].set_ylabel("accuracy")
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -244,244 +278,4 @@ def failures_vs_regularization(models):
         ax.set_title("no strength is too much" if np.isnan(first) else f"too much from {number(first)}")
         ax.set_ylim(-0.03, 1.03)
     axes[0, 0].set_ylabel("share of runs below\n0.8 test accuracy")
-    return fig
-
-
-# ---- modularity --------------------------------------------------------------------------------------------------------
-
-
-@figure
-def modules_vs_regularization(results, value="score"):
-    """Q (or another column) of all methods against each regulariser, mean over layers: upstream above, downstream below."""
-    modules = findings.per_network(results.modules, [value])
-    regularizers = findings.present_regularizers(modules)
-    fig, axes = plt.subplots(2, len(regularizers), figsize=(WIDTH, 3.8), sharey=True, sharex="col", squeeze=False)
-    for row, family in zip(axes, (UPSTREAM, DOWNSTREAM), strict=True):
-        for ax, regularizer in zip(row, regularizers, strict=True):
-            rows = findings.along(modules, regularizer)
-            place = strength_axis(ax, regularizer, rows["strength"])
-            for method, shift in zip(family, (-1.5, -0.5, 0.5, 1.5), strict=True):
-                curve(ax, beside(place, regularizer, shift), rows[rows["assoc"] == method], value, label=label(method),
-                      **line_style(method))
-            means = findings.untrained(modules)[lambda t, family=family: t["assoc"].isin(family)]
-            untrained_band(ax, means.groupby("run")[value].mean())
-            too_much_shade(ax, findings.failures(results.models), regularizer, place)
-            ax.label_outer()
-        row[0].set_ylabel(VALUES[value])
-        row[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="upstream" if family is UPSTREAM else "downstream",
-                       handlelength=3)
-    caption(fig, modules)
-    return fig
-
-
-@figure
-def modules_by_layer(results, regularizer, value="score", authors=None):
-    """Q (or another column) of each method against one regulariser: a line per layer, and the untrained networks' band.
-
-    Args: authors: a table of modules by the study's original program, drawn as stars where its hyperparameters fit.
-    """
-    rows = findings.along(results.modules, regularizer)
-    layers = sorted(rows["layer"].unique())
-    fig, axes = plt.subplots(2, 4, figsize=(WIDTH, 3.6), sharex=True, sharey=True)
-    for ax, method in zip(axes.flat, METHODS, strict=True):
-        place = strength_axis(ax, regularizer, rows["strength"])
-        for layer, style in zip(layers, layer_styles(method, len(layers)), strict=True):
-            curve(ax, place, rows[(rows["assoc"] == method) & (rows["layer"] == layer)], value, **style)
-            for q in authors_values(authors, results, method, layer, value):
-                ax.plot(place(grids.L2_ALONE if regularizer == "l2" else 0.0), q, "*", color=style["color"], markersize=6,
-                        markeredgecolor="black", markeredgewidth=0.5, zorder=5)
-        null = findings.untrained(results.modules)
-        untrained_band(ax, null[null["assoc"] == method].groupby("run")[value].mean())
-        too_much_shade(ax, findings.failures(results.models), regularizer, place)
-        ax.set_title(label(method), color=COLORS[method])
-        ax.label_outer()
-    for ax in axes[:, 0]:
-        ax.set_ylabel(VALUES[value])
-    legend_of_layers(fig, layers, len(authors_values(authors, results, METHODS[0], layers[0], value)) > 0)
-    caption(fig, results.modules, regularizer)
-    return fig
-
-
-def authors_values(authors, results, method, layer, value):
-    """The original program's values for one method and layer, if it was run on this experiment's data set."""
-    if authors is None or not len(authors) or not set(authors["dataset"]) & set(results.models["dataset"]):
-        return []
-    return authors.loc[(authors["assoc"] == method) & (authors["layer"] == layer), value].dropna()
-
-
-def layer_styles(method, n):
-    """Colour (darker with depth) and line of a method's layers."""
-    style = line_style(method)
-    rgb = np.array(plt.matplotlib.colors.to_rgb(style["color"]))
-    for i in range(n):
-        pale = 0.6 * (1 - i / max(1, n - 1))
-        yield style | {"color": tuple(rgb + (1 - rgb) * pale), "marker": "os^DvP"[i % 6], "markersize": 3,
-                       "markerfacecolor": "white" if method in DOWNSTREAM else tuple(rgb + (1 - rgb) * pale)}
-
-
-def legend_of_layers(fig, layers, authors=False):
-    """Says which marker is which layer, to the right of the panels."""
-    handles = [Line2D([], [], color=str(0.6 * (1 - i / max(1, len(layers) - 1))), marker="os^DvP"[i % 6], markersize=3,
-                      label=f"layer {layer}") for i, layer in enumerate(layers)]
-    if authors:
-        handles.append(Line2D([], [], color="black", marker="*", linestyle="", label="original\nprogram"))
-    fig.legend(handles=handles, loc="outside right center")
-
-
-@figure
-def modules_vs_depth(results, value="score"):
-    """Q (or another column) of each method against depth: untrained, hardly regularised, and strongly regularised."""
-    conditions = depth_conditions(results)
-    fig, axes = plt.subplots(2, 4, figsize=(WIDTH, 3.4), sharex=True, sharey=True)
-    greys = dict(zip(conditions, zip(("0.6", "black", "#0072B2", "#D55E00", "#009E73"), ("-", "-", "--", ":", "-."), "xosD^",
-                                     strict=True), strict=False))
-    for ax, method in zip(axes.flat, METHODS, strict=True):
-        for (name, rows), shift in zip(conditions.items(), np.linspace(-0.08, 0.08, len(conditions)), strict=True):
-            color, line, marker = greys[name]
-            rows = rows[rows["assoc"] == method].assign(strength=lambda t: t["layer"])
-            curve(ax, lambda x, shift=shift: np.asarray(x) + shift, rows, value, color=color, linestyle=line, marker=marker,
-                  markerfacecolor="white" if line != "-" else color, label=f"{name} ({count(rows)})")
-        ax.set_title(label(method), color=COLORS[method])
-        ax.set_xticks(sorted(results.modules["layer"].unique()))
-        ax.margins(x=0.12)
-    for ax in axes[-1]:
-        ax.set_xlabel("hidden layer")
-    for ax in axes[:, 0]:
-        ax.set_ylabel(VALUES[value])
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, handlelength=3)
-    return fig
-
-
-def depth_conditions(results):
-    """Rows of the untrained, the least, and for each regulariser the most (usably) regularised networks."""
-    modules = findings.usable(results.modules, results.models)
-    conditions = {"untrained": findings.untrained(modules)}
-    base = findings.along(modules, "drop")
-    conditions["L2 = 1e-5"] = base[base["strength"] == 0]
-    for regularizer in findings.present_regularizers(modules):
-        rows = findings.along(modules, regularizer)
-        top = rows["strength"].max()
-        conditions[f"{SYMBOLS[regularizer].removesuffix(' weight')} = {number(top)}"] = rows[rows["strength"] == top]
-    return {name: rows for name, rows in conditions.items() if len(rows)}
-
-
-@figure
-def null_distributions(results):
-    """Q and number of clusters of untrained networks (boxes) beside those of the least regularised trained ones (points),
-    and the Q of matrices shuffled with their units' strengths kept (dashes), for each method; layers pooled."""
-    null = findings.untrained(results.modules)
-    base = findings.along(results.modules, "drop").query("strength == 0")
-    fig, axes = plt.subplots(2, 1, figsize=(WIDTH, 3.8), sharex=True)
-    random = np.random.default_rng(0)
-    for ax, value in zip(axes, ("score", "num_clusters"), strict=True):
-        for i, method in enumerate(METHODS):
-            untrained, trained = (t.loc[t["assoc"] == method] for t in (null, base))
-            ax.boxplot(untrained[value].dropna(), positions=[i - 0.2], widths=0.3, showfliers=True, patch_artist=True,
-                       boxprops={"facecolor": "0.85", "linewidth": 0.6}, medianprops={"color": "black"},
-                       flierprops={"markersize": 1.5}, whiskerprops={"linewidth": 0.6}, capprops={"linewidth": 0.6})
-            x = i + 0.2 + random.uniform(-0.1, 0.1, len(trained))
-            ax.plot(x, trained[value], **line_style(method) | {"linestyle": "", "markersize": 3})
-            if value == "score":
-                for rows, at in ((untrained, i - 0.2), (trained, i + 0.2)):
-                    ax.plot([at - 0.17, at + 0.17], [rows["null_mean"].mean()] * 2, color="black", linewidth=1.4)
-        ax.set_ylabel(VALUES[value])
-    axes[1].set_xticks(range(len(METHODS)), [label(m).replace(" ", "\n", 1) for m in METHODS])
-    n = [t.drop_duplicates("run").shape[0] for t in (null, base)]
-    note(fig, f"Boxes: {n[0]} untrained networks × layers. Points: {n[1]} networks trained with L2 = 1e-5 × layers. "
-              "Black bars: mean Q of shuffled matrices with the same strengths.")
-    return fig
-
-
-# ---- findings ----------------------------------------------------------------------------------------------------------
-
-
-@figure
-def effects(table):
-    """Finding 1: the change of Q from the weakest to the strongest usable regularisation, per regulariser and method."""
-    regularizers = list(table["regularizer"].unique())
-    fig, axes = plt.subplots(1, len(regularizers), figsize=(WIDTH, 2.3), sharex=True, sharey=True, squeeze=False)
-    axes[0, 0].xaxis.set_major_locator(MaxNLocator(4))
-    for ax, regularizer in zip(axes[0], regularizers, strict=True):
-        for row in table[table["regularizer"] == regularizer].itertuples():
-            y = -METHODS.index(row.assoc)
-            bars = np.abs(np.array([[row.change_low], [row.change_high]]) - row.change)
-            ax.errorbar(row.change, y, xerr=np.nan_to_num(bars), **line_style(row.assoc) | {"linestyle": ""})
-            ax.annotate(f"ρ = {signed(row.rho)}", (1.0, y), xycoords=("axes fraction", "data"), fontsize=6, va="center", ha="left",
-                        color="0.3")
-        ax.axvline(0, color="0.5", linewidth=0.6)
-        at = table.loc[table["regularizer"] == regularizer, "at"].max()
-        ax.set_title(f"{SYMBOLS[regularizer]} up to {number(at)}")
-        ax.set_xlabel("change of Q")
-    axes[0, 0].set_yticks([-i for i in range(len(METHODS))], [label(m) for m in METHODS])
-    note(fig, "Bars: 95% bootstrap intervals over networks. ρ: rank correlation of Q with strength over all networks.")
-    return fig
-
-
-@figure
-def agreement(table, authors=None):
-    """Finding 2: agreement between methods within upstream, within downstream and across, untrained and trained.
-
-    Args: authors: the same table of the original program's network, drawn as stars.
-    """
-    measures = {"element_sim": "element-centric\nsimilarity", "excess": "alignment score\nabove shuffled clusterings", "rmi_norm": "reduced mutual\ninformation (normalised)"}
-    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.4), sharex=True)
-    conditions = list(table["condition"].unique())
-    for ax, (measure, name) in zip(axes, measures.items(), strict=True):
-        for i, (condition, color) in enumerate(zip(conditions, ("0.6", "black", "#0072B2", "#D55E00", "#009E73"), strict=False)):
-            rows = table[table["condition"] == condition].set_index("group").reindex(findings.GROUPS)
-            x = np.arange(3) + (i - (len(conditions) - 1) / 2) * 0.15
-            bars = np.abs(rows[[f"{measure}_low", f"{measure}_high"]].to_numpy().T - rows[measure].to_numpy())
-            title = f"{SYMBOLS.get(condition, condition)} (n = {rows['n'].max():.0f})"
-            ax.errorbar(x, rows[measure], yerr=np.nan_to_num(bars), linestyle="", color=color, marker="xosD^"[i], label=title)
-        if authors is not None and len(authors):
-            rows = authors[authors["condition"] == "trained"].set_index("group").reindex(findings.GROUPS)
-            ax.plot(np.arange(3) + 0.42, rows[measure], "*", color="black", label="original program (n = 1)")
-        if measure != "element_sim":
-            ax.axhline(0, color="0.5", linewidth=0.6)
-        ax.set_ylabel(name)
-        ax.set_xticks(range(3), ["within\nupstream", "within\ndownstream", "across"])
-    axes[0].set_ylim(0, None)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, handletextpad=0.2)
-    return fig
-
-
-@figure
-def modularity_vs_accuracy(results, correlations):
-    """Q against test accuracy of every usable trained network, per method; titles give the rank correlations."""
-    networks = findings.per_network(findings.trained(findings.usable(results.modules, results.models)), ["score", "test_acc"])
-    fig, axes = plt.subplots(2, 4, figsize=(WIDTH, 3.6), sharex=True, sharey=True)
-    for ax, method in zip(axes.flat, METHODS, strict=True):
-        for part, color, marker in (("drop", "#0072B2", "s"), ("l1", "#D55E00", "D"), ("l2", "#009E73", "^")):
-            rows = networks[(networks["assoc"] == method) & (networks["part"] == part)]
-            if len(rows):
-                ax.plot(rows["score"], rows["test_acc"], marker, color=color, markersize=2.5, label=f"{SYMBOLS[part]} grid",
-                        markerfacecolor="none", markeredgewidth=0.6)
-        for row in correlations[correlations["assoc"] == method].itertuples():
-            ax.set_title(f"ρ = {signed(row.overall)}, matched {signed(row.matched)}\n[{signed(row.low)}, {signed(row.high)}]",
-                         fontsize=6, color="0.3")
-        ax.text(0.97, 0.97, label(method), color=COLORS[method], transform=ax.transAxes, ha="right", va="top")
-    for ax in axes[-1]:
-        ax.set_xlabel(VALUES["score"])
-    for ax in axes[:, 0]:
-        ax.set_ylabel("test accuracy")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return fig
-
-
-@figure
-def repeatability(table):
-    """Number of clusters, its spread over runs, and overlap of sizes between runs, averaged over strengths and layers."""
-    names = {"num_clusters": "number of clusters", "spread": "its standard deviation\nover runs", "size_overlap": "overlap of "
-             "sorted sizes\nbetween runs"}
-    table = table.assign(condition=table["part"].map({"dummy": "untrained"} | SYMBOLS))
-    conditions = [c for c in ("untrained", *SYMBOLS.values()) if (table["condition"] == c).any()]
-    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.4))
-    for ax, (name, text) in zip(axes, names.items(), strict=True):
-        for method, shift in zip(METHODS, np.linspace(-0.3, 0.3, len(METHODS)), strict=True):
-            means = table[table["assoc"] == method].groupby("condition")[name].mean().reindex(conditions)
-            ax.plot(np.arange(len(conditions)) + shift, means, label=label(method), **line_style(method) | {"linestyle": ""})
-        ax.set_xticks(range(len(conditions)), [c.replace(" ", "\n") for c in conditions])
-        ax.set_ylabel(text)
-    axes[2].set_ylim(None, 1)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig

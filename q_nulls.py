@@ -38,7 +38,8 @@ def strength_preserving(A: np.ndarray) -> Callable[[np.random.Generator], np.nda
     """Null with every unit's strength kept: A's off-diagonal entries shuffled after scaling them to unit strengths.
 
     W = DAD with D diagonal and the strengths of W all equal (Sinkhorn's scaling); the entries of W's upper triangle are
-    permuted, and the result is scaled to A's strengths in the same way.
+    permuted, and the result is scaled to A's strengths in the same way. For a sparse matrix there may be no such
+    scaling; the strengths are then kept as nearly as the iteration gets.
 
     Args: A: (n, n), symmetric, non-negative, zero diagonal, every strength positive.
     Reference: Sinkhorn & Knopp (1967), Pacific J. Math. 21:343–348.
@@ -77,14 +78,15 @@ def balancing(W, strengths, x):
         for i in range(n):
             if y[i] > 0.0:
                 ratio = strengths[i] / (x[i] * y[i])
-                error = max(error, abs(1.0 / ratio - 1.0))
+                error += abs(x[i] * y[i] - strengths[i])
                 y[i] = x[i] * np.sqrt(ratio)
             else:
+                error += strengths[i]
                 y[i] = x[i]
         if error < best:
             best = error
             kept[:] = x
-        if error < BALANCE_ERROR:
+        if error < BALANCE_ERROR * strengths.sum():
             break
         x = y
     return kept

@@ -1,4 +1,5 @@
 """All results of one of the study's experiments, from its checkpoints or from saved tables."""
+
 import hashlib
 import os
 from pathlib import Path
@@ -19,7 +20,7 @@ class Results(NamedTuple):
     """All that is known about an experiment, as tidy tables.
 
     Attributes:
-        models: a row per network: part ("l2", "l1", "drop", "dummy" for untrained ones), hyperparameters, BASIC_METRICS.
+        models: a row per network: part (l2, l1, drop, or dummy for untrained ones), hyperparameters, BASIC_METRICS.
         modules: a row per (network, assoc, layer): also MODULE_FIELDS.
         align: a row per (network, assoc_a, assoc_b, layer): hyperparameters and ALIGN_FIELDS.
         examples: a row per (network, assoc, layer) of a few networks: also `adj` and `clusters`; only where asked for.
@@ -70,13 +71,19 @@ def _part_table(name, part, logs, problems):
     """Rows of all three kinds for one part of an experiment, from its cache where that is up to date."""
     entries = _entries(name, part, logs)
     layers = range(num_layers(name))
-    metrics = [*BASIC_METRICS, *analysis.module_metrics(MODULE_FIELDS, layers=layers), *analysis.align_metrics(ALIGN_FIELDS, layers=layers)]
+    metrics = [
+        *BASIC_METRICS,
+        *analysis.module_metrics(MODULE_FIELDS, layers=layers),
+        *analysis.align_metrics(ALIGN_FIELDS, layers=layers),
+    ]
     cache = logs / grids.save_dir(name, part) / f".table-{_fingerprint(entries, metrics)}.parquet"
     if cache.exists():
         return analysis.load_table(cache)
     lacking = []
     table = analysis.table_of(entries, metrics, lacking)
-    if not lacking and os.access(cache.parent, os.W_OK):  # an incomplete table would be renewed and reported again anyway
+    if not lacking and os.access(
+        cache.parent, os.W_OK
+    ):  # an incomplete table would be renewed and reported again anyway
         for old in cache.parent.glob(".table-*"):
             old.unlink()
         analysis.save_table(table, cache)
@@ -88,7 +95,9 @@ def _entries(name, part, logs):
     """(fields, path) of each network of one part, as `analysis.table_of` wants them."""
     file = "dummy.ckpt" if part == "dummy" else "best"
     specs = [spec | {"checkpoint": file} for spec in grids.specs(name, part)]
-    return [({"part": part} | spec, analysis.checkpoint_path(spec, logs / grids.save_dir(name, part))) for spec in specs]
+    return [
+        ({"part": part} | spec, analysis.checkpoint_path(spec, logs / grids.save_dir(name, part))) for spec in specs
+    ]
 
 
 def _fingerprint(entries, metrics):
@@ -110,21 +119,26 @@ def _split(table):
 
 
 def _examples(name, logs, parts):
-    """Matrices and clusters of a few first runs: an untrained network, one hardly regularised, four values of dropout."""
+    """Matrices and clusters of a few runs: an untrained network, a hardly regularised one, four values of dropout."""
     chosen = []
     for part in ("dummy", "l2", "drop"):
         specs = [entry for entry in _entries(name, part, logs) if entry[0]["run"] in (0, grids.FIRST_UNTRAINED_RUN)]
         keep = range(1) if part != "drop" else np.unique(np.linspace(0, len(specs) - 1, 4).round().astype(int))
         chosen += [specs[i] for i in keep if specs and part in parts]
-    table = analysis.table_of(chosen, analysis.module_metrics(("score", "adj", "clusters"), layers=range(num_layers(name))), [])
+    table = analysis.table_of(
+        chosen, analysis.module_metrics(("score", "adj", "clusters"), layers=range(num_layers(name))), []
+    )
     return table[table["score"].notna()].reset_index(drop=True) if len(table) else table
 
 
 def of_checkpoints(paths) -> Results:
-    """The results of any evaluated checkpoints, hyperparameters as recorded in them; all count as trained (part "l2")."""
+    """The results of any evaluated checkpoints, hyperparameters as recorded in them; all count as part l2."""
     paths = [Path(path) for path in paths]
     layers = range(max(analysis.checkpoint_layers(path) for path in paths))
-    metrics = [*analysis.module_metrics(MODULE_FIELDS, layers=layers), *analysis.align_metrics(ALIGN_FIELDS, layers=layers)]
+    metrics = [
+        *analysis.module_metrics(MODULE_FIELDS, layers=layers),
+        *analysis.align_metrics(ALIGN_FIELDS, layers=layers),
+    ]
     table = analysis.load_checkpoints(paths, [*BASIC_METRICS, *metrics]).assign(part="l2", checkpoint="best")
     matrices = analysis.load_checkpoints(paths, analysis.module_metrics(("score", "adj", "clusters"), layers=layers))
     return Results(*_split(table), matrices.assign(part="l2", checkpoint="best"))
@@ -156,8 +170,10 @@ def open_results(name: str, logs=Path("."), folder=Path("results")) -> Results:
         return load_experiment(name, logs)
     if (Path(folder) / f"{name}-models.parquet").exists():
         return load_results(folder, name)
-    raise UserError(f"neither {grids.save_dir(name, '*')} nor {name}-*.parquet in {Path(folder).name}/: run ./train.sh {name}, "
-                    f"then ./eval.sh {grids.save_dir(name, '*')}")
+    raise UserError(
+        f"neither {grids.save_dir(name, '*')} nor {name}-*.parquet in {Path(folder).name}/: run ./train.sh {name}, "
+        f"then ./eval.sh {grids.save_dir(name, '*')}"
+    )
 
 
 def original_program(folder=Path("results")) -> Results:

@@ -1,10 +1,11 @@
 """An experiment's findings as text.
 
-    python summary.py EXPERIMENT            five lines
-    python summary.py EXPERIMENT --tables   also the tables of both findings, as Markdown
-    python summary.py EXPERIMENT --save     also writes the experiment's tables to results/, from which the notebook opens
-                                            where the checkpoints are not at hand
+python summary.py EXPERIMENT            five lines
+python summary.py EXPERIMENT --tables   also the tables of both findings, as Markdown
+python summary.py EXPERIMENT --save     also writes the experiment's tables to results/, from which the notebook opens
+                                        where the checkpoints are not at hand
 """
+
 import argparse
 from pathlib import Path
 
@@ -33,18 +34,26 @@ def summary(name, found):
     """Five lines: networks, accuracy, Q of an upstream and of a downstream method, agreement."""
     effects = findings.regularizer_effects(found, per_layer=False)
     table = effects[effects["regularizer"] == "drop"].set_index("assoc")
-    counts = [len(rows.drop_duplicates(list(grids.NAMED))) for rows in (findings.trained(found.models),
-                                                                       findings.untrained(found.models))]
+    counts = [
+        len(rows.drop_duplicates(list(grids.NAMED)))
+        for rows in (findings.trained(found.models), findings.untrained(found.models))
+    ]
     yield f"{name}: {counts[0]} trained and {counts[1]} untrained networks on {found.models['dataset'].iloc[0]}"
-    yield f"test accuracy: {accuracy(found, 0.0)} without dropout, {accuracy(found, table['at'].max())} with dropout " \
-          f"{table['at'].max():g}"
+    yield (
+        f"test accuracy: {accuracy(found, 0.0)} without dropout, {accuracy(found, table['at'].max())} with dropout "
+        f"{table['at'].max():g}"
+    )
     for method, kind in ((UPSTREAM_EXAMPLE, "upstream"), (DOWNSTREAM_EXAMPLE, "downstream")):
         row = table.loc[method]
-        yield (f"modularity Q, {method} ({kind}): {row['untrained']:.3f} untrained, {row['weakest']:.3f} without dropout, "
-               f"{row['strongest']:.3f} with it; change {interval(row, 'change', '+.3f')}")
+        yield (
+            f"modularity Q, {method} ({kind}): {row['untrained']:.3f} untrained, {row['weakest']:.3f} without dropout, "
+            f"{row['strongest']:.3f} with it; change {interval(row, 'change', '+.3f')}"
+        )
     agreements = findings.agreement(found).set_index(["condition", "group"])["element_sim"]
-    texts = [f"{agreements['trained', group]:.2f} ({agreements['untrained', group]:.2f} untrained) {group}"
-             for group in findings.GROUPS]
+    texts = [
+        f"{agreements['trained', group]:.2f} ({agreements['untrained', group]:.2f} untrained) {group}"
+        for group in findings.GROUPS
+    ]
     yield "agreement of clusterings: " + ", ".join(texts)
 
 
@@ -53,15 +62,23 @@ def verdicts(found):
     effects = findings.regularizer_effects(found, per_layer=False)
     for regularizer, rows in effects.groupby("regularizer", sort=False):
         up, down = rows[rows["change_low"] > 0], rows[rows["change_high"] < 0]
-        yield (f"{regularizer}, {rows['n'].max()} networks up to {rows['at'].max():.2g}: Q rises for {len(up)} of {len(rows)} "
-               f"methods and falls for {len(down)} (95% interval of the change clear of zero); median change "
-               f"{rows['change'].median():+.3f}, largest {rows['change'].max():+.3f} ({rows.loc[rows['change'].idxmax(), 'assoc']}).")
+        yield (
+            f"{regularizer}, {rows['n'].max()} networks up to {rows['at'].max():.2g}: Q rises for {len(up)} of "
+            f"{len(rows)} methods and falls for {len(down)} (95% interval of the change clear of zero); median change "
+            f"{rows['change'].median():+.3f}, largest {rows['change'].max():+.3f} "
+            f"({rows.loc[rows['change'].idxmax(), 'assoc']})."
+        )
     table = findings.agreement(found).set_index(["condition", "group"])
     for condition in ("untrained", "trained"):
         if condition in table.index:
-            texts = [f"{interval(table.loc[(condition, group)], 'element_sim', '.2f')} {group}" for group in findings.GROUPS]
-            yield (f"Agreement in {condition} networks (element-centric similarity): {', '.join(texts)}; "
-                   f"{table.loc[(condition, 'across'), 'significant']:.0%} of the pairs across agree more than shuffled (p < 0.05).")
+            texts = [
+                f"{interval(table.loc[(condition, group)], 'element_sim', '.2f')} {group}" for group in findings.GROUPS
+            ]
+            yield (
+                f"Agreement in {condition} networks (element-centric similarity): {', '.join(texts)}; "
+                f"{table.loc[(condition, 'across'), 'significant']:.0%} of the pairs across "
+                "agree more than shuffled ones (p < 0.05)."
+            )
 
 
 def accuracy(found, dropout):
@@ -80,8 +97,12 @@ def effects_table(found, per_layer=True):
     """Finding 1, as a Markdown table."""
     rows = findings.regularizer_effects(found, per_layer)
     keys = ["regularizer", "assoc", *(["layer"] if per_layer else [])]
-    table = rows[keys].assign(n=rows["n"], untrained=rows["untrained"].map("{:.3f}".format), weakest=rows["weakest"].map("{:.3f}".format),
-                              strongest=[f"{q:.3f} at {at:.2g}" for q, at in zip(rows["strongest"], rows["at"], strict=True)])
+    table = rows[keys].assign(
+        n=rows["n"],
+        untrained=rows["untrained"].map("{:.3f}".format),
+        weakest=rows["weakest"].map("{:.3f}".format),
+        strongest=[f"{q:.3f} at {at:.2g}" for q, at in zip(rows["strongest"], rows["at"], strict=True)],
+    )
     for name in ("change", "gain", "rho"):
         table[name] = [interval(row, name, "+.3f" if name != "rho" else "+.2f") for _, row in rows.iterrows()]
     return markdown(table)
@@ -93,7 +114,9 @@ def agreement_table(found):
     table = rows[["condition", "group", "n"]].copy()
     for name in ("element_sim", "score", "rmi_norm", "excess"):
         table[name] = [interval(row, name, ".2f") for _, row in rows.iterrows()]
-    return markdown(table.assign(null=rows["null"].map("{:.2f}".format), significant=rows["significant"].map("{:.0%}".format)))
+    return markdown(
+        table.assign(null=rows["null"].map("{:.2f}".format), significant=rows["significant"].map("{:.0%}".format))
+    )
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -131,20 +131,20 @@ def train(run_dir, identity, args):
     )
     device = cli.device(args.device)
     progress = args.progress and sys.stderr.isatty()
-    trainer = pl.Trainer(
-        max_epochs=args.max_epochs,
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        logger=logger,
-        callbacks=[early, StopIfStopped(early), best, latest, *([callbacks.TQDMProgressBar()] if progress else [])],
-        plugins=[DurableIO(), LightningEnvironment()],  # under Slurm, Lightning would requeue jobs on its own
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        enable_progress_bar=progress,
-    )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice for other uses than this
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")  # advice for other uses than this
+        trainer = pl.Trainer(
+            max_epochs=args.max_epochs,
+            accelerator=device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            logger=logger,
+            callbacks=[early, StopIfStopped(early), best, latest, *([callbacks.TQDMProgressBar()] if progress else [])],
+            plugins=[DurableIO(), LightningEnvironment()],  # under Slurm, Lightning would requeue jobs on its own
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+        )
         trainer.fit(model, ckpt_path=str(last) if resume else None)
     if trainer.interrupted:
         raise KeyboardInterrupt

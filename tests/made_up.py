@@ -1,4 +1,5 @@
-"""A made-up study: tables with known answers, and checkpoints in the format of evaluated ones, for the tests of analysis."""
+"""A made-up study: tables with known answers, and checkpoints in the format of evaluated ones."""
+
 import itertools
 from pathlib import Path
 
@@ -15,20 +16,26 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def hyperparameters(experiment="mnist-base", runs=2, untrained=4):
     """A row per network of an experiment, with fewer runs than it has."""
-    rows = [{"part": part} | spec | {"checkpoint": "best"} for part in grids.parts(experiment) for spec in grids.specs(experiment, part)
-            if spec["run"] % grids.FIRST_UNTRAINED_RUN < (untrained if part == "dummy" else runs)]
+    rows = [
+        {"part": part} | spec | {"checkpoint": "best"}
+        for part in grids.parts(experiment)
+        for spec in grids.specs(experiment, part)
+        if spec["run"] % grids.FIRST_UNTRAINED_RUN < (untrained if part == "dummy" else runs)
+    ]
     table = pd.DataFrame(rows)
     table["part"] = pd.Categorical(table["part"], categories=grids.PARTS)
     return table
 
 
 def results(experiment="mnist-base", layers=2, units=12, seed=0, noise=1.0, **sizes):
-    """Results in which Q is 0.1 + 0.2·drop upstream and 0.1 downstream; networks with l1 > 5e-3, l2 > 3e-2 or drop > 0.65
-    fail; methods agree by 0.6 within upstream, 0.5 within downstream and 0.3 across. Plus some noise, or none for noise=0."""
+    """Results in which Q is 0.1 + 0.2·drop upstream and 0.1 downstream; networks with l1 > 5e-3, l2 > 3e-2 or
+    drop > 0.65 fail; methods agree by 0.6 within upstream, 0.5 within downstream and 0.3 across. Plus noise."""
     random = np.random.default_rng(seed)
     models = hyperparameters(experiment, **sizes)
     failed = (models["l1"] > 5e-3) | (models["l2"] > 3e-2) | (models["drop"] > 0.65)
-    accuracy = np.where(models["part"] == "dummy", 0.1, np.where(failed, 0.3, 0.98)) + noise * random.normal(0, 0.003, len(models))
+    accuracy = np.where(models["part"] == "dummy", 0.1, np.where(failed, 0.3, 0.98)) + noise * random.normal(
+        0, 0.003, len(models)
+    )
     for name in BASIC_METRICS:
         models[name] = accuracy if name.endswith("acc") else 10.0 + random.random(len(models))
 
@@ -64,7 +71,7 @@ def examples(models, layers, units, random):
     matrices = [random.random((units, units)) for _ in range(len(table))]
     table["score"] = 0.1
     table["adj"] = [((m + m.T) * (1 - np.eye(units))).astype(np.float32) for m in matrices]
-    table["clusters"] = [np.eye(3, dtype=np.float32)[np.arange(units) % 3] for _ in matrices]
+    table["clusters"] = [np.eye(3, dtype=np.float32)[random.permutation(np.arange(units) % 3)] for _ in matrices]
     return table
 
 
@@ -76,8 +83,18 @@ def evaluated(spec, units=6, layers=2, seed=0, score=0.25):
 
     def module():
         adj = torch.rand(units, units, generator=generator)
-        return {"adj": (adj + adj.T).fill_diagonal_(0), "clusters": clusters, "score": score, "num_clusters": 2.0, "mc_score": score,
-                "null_mean": 0.1, "null_std": 0.01, "z": 15.0, "p": 0.05, "version": 100}
+        return {
+            "adj": (adj + adj.T).fill_diagonal_(0),
+            "clusters": clusters,
+            "score": score,
+            "num_clusters": 2.0,
+            "mc_score": score,
+            "null_mean": 0.1,
+            "null_std": 0.01,
+            "z": 15.0,
+            "p": 0.05,
+            "version": 100,
+        }
 
     def pair():
         fields = {field: 0.5 for field in ALIGN_FIELDS if field not in ("null_mean", "null_std")}

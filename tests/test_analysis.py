@@ -1,4 +1,5 @@
 """Tables from checkpoints: which rows, which values, what happens to what is missing or broken."""
+
 import itertools
 import subprocess
 import sys
@@ -31,11 +32,13 @@ def write(log_dir, spec, content, name="weights/last.ckpt"):
     return path
 
 
-# ---- specs and metrics -------------------------------------------------------------------------------------------------
+# ---- specs and metrics ----------------------------------------------------------------------------------------------
 
 
 def test_specs_are_every_combination_once():
-    found = generate_model_specs({"dataset": "mnist", "drop": [0.1, 0.2], "run": range(3), "model_args": {"channels": [4]}})
+    found = generate_model_specs(
+        {"dataset": "mnist", "drop": [0.1, 0.2], "run": range(3), "model_args": {"channels": [4]}}
+    )
     assert len(found) == 6 and len({(s["drop"], s["run"]) for s in found}) == 6
     assert all(s["dataset"] == "mnist" and s["model_args"] == {"channels": [4]} for s in found)
 
@@ -44,8 +47,17 @@ def test_pairs_are_all_unordered_pairs_in_alphabetical_order():
     assert len(PAIRS) == 36 and all(a <= b for a, b in (pair.split(":") for pair in PAIRS))
 
 
-@pytest.mark.parametrize("metric", ["modules.forward_cov.score", "align.forward_cov.0.score", "modules.a:b.0.score", "a.b", "",
-                                    "modules.forward_cov.x.score"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "modules.forward_cov.score",
+        "align.forward_cov.0.score",
+        "modules.a:b.0.score",
+        "a.b",
+        "",
+        "modules.forward_cov.x.score",
+    ],
+)
 def test_a_metric_of_another_form_is_refused(metric, logs):
     with pytest.raises(UserError, match="expected a basic key"):
         load_data_as_table([SPEC], [metric], logs)
@@ -56,7 +68,7 @@ def test_a_spec_without_dataset_is_refused(logs):
         load_data_as_table([{"run": 1}], ["test_acc"], logs)
 
 
-# ---- rows and values ---------------------------------------------------------------------------------------------------
+# ---- rows and values ------------------------------------------------------------------------------------------------
 
 
 def test_basic_metrics_alone_give_a_row_per_network(logs):
@@ -81,7 +93,10 @@ def test_alignments_give_a_row_per_network_pair_and_layer(logs):
 
 def test_modules_and_alignments_together_give_rows_of_both_kinds(logs):
     table = load_data_as_table([SPEC], ["modules.forward_cov.0.score", "align.backward_jac:forward_cov.1.score"], logs)
-    assert table["assoc"].astype(object).tolist()[0] == "forward_cov" and table["assoc"].isna().tolist() == [False, True]
+    assert table["assoc"].astype(object).tolist()[0] == "forward_cov" and table["assoc"].isna().tolist() == [
+        False,
+        True,
+    ]
     assert table["score"].tolist() == [0.25, 0.5] and table["layer"].tolist() == [0, 1]
 
 
@@ -99,8 +114,18 @@ def test_a_pair_in_the_other_order_has_its_transfers_swapped(logs):
     assert table["assoc_a"].tolist() == ["backward_jac", "forward_cov"] and table["score"].tolist() == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("wrapped", [0.75, np.float64(0.75), torch.tensor(0.75), (0.75,), (np.float64(0.75),),
-                                     (torch.tensor(0.75),), torch.tensor(0.75, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        0.75,
+        np.float64(0.75),
+        torch.tensor(0.75),
+        (0.75,),
+        (np.float64(0.75),),
+        (torch.tensor(0.75),),
+        torch.tensor(0.75, dtype=torch.float64),
+    ],
+)
 def test_numbers_are_floats_however_the_file_wraps_them(logs, wrapped):
     content = made_up.evaluated(SPEC)
     content["test_acc"] = content["modules"]["forward_cov"][0]["score"] = wrapped
@@ -120,7 +145,9 @@ def test_derived_fields_follow_from_the_arrays(logs):
     table = load_data_as_table([SPEC], align_metrics(("null_mean", "null_std"), layers=(0,)), logs)
     assert (table["null_mean"] == 0.5).all() and (table["null_std"] == 0.25).all()  # of 0.25 and 0.75
     table = load_data_as_table([SPEC], module_metrics(("sizes", "dead", "null_mean"), layers=(0,)), logs)
-    assert table["sizes"].iloc[0].tolist() == [3, 2] and (table["dead"] == 1).all() and (table["null_mean"] == 0.1).all()
+    assert (
+        table["sizes"].iloc[0].tolist() == [3, 2] and (table["dead"] == 1).all() and (table["null_mean"] == 0.1).all()
+    )
 
 
 def test_trailing_empty_columns_are_no_clusters(logs):
@@ -139,13 +166,20 @@ def test_combined_matrices_are_read_as_one_layer(logs):
     assert table["assoc"].tolist() == ["forward_cov_combined"] and table["score"].item() == 0.25
 
 
-# ---- which file --------------------------------------------------------------------------------------------------------
+# ---- which file -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("checkpoint, name", [(None, "weights/last.ckpt"), ("last", "weights/last.ckpt"),
-                                              ("best", "weights/best.ckpt"), ("dummy.ckpt", "dummy.ckpt"),
-                                              ("epoch=3-step=9.ckpt", "weights/epoch=3-step=9.ckpt"),
-                                              ("weights/best.ckpt", "weights/best.ckpt")])
+@pytest.mark.parametrize(
+    "checkpoint, name",
+    [
+        (None, "weights/last.ckpt"),
+        ("last", "weights/last.ckpt"),
+        ("best", "weights/best.ckpt"),
+        ("dummy.ckpt", "dummy.ckpt"),
+        ("epoch=3-step=9.ckpt", "weights/epoch=3-step=9.ckpt"),
+        ("weights/best.ckpt", "weights/best.ckpt"),
+    ],
+)
 def test_the_checkpoint_field_chooses_the_file(tmp_path, checkpoint, name):
     for i, other in enumerate({"weights/last.ckpt", "weights/best.ckpt", name} - {name}):
         write(tmp_path, SPEC, {"test_acc": float(i)}, other)
@@ -160,14 +194,18 @@ def test_files_are_read_by_path_with_the_hyperparameters_they_record(logs):
     assert table["drop"].item() == 0.3 and table["run"].item() == 1 and table["score"].item() == 0.25
 
 
-# ---- what is missing or broken -----------------------------------------------------------------------------------------
+# ---- what is missing or broken --------------------------------------------------------------------------------------
 
 
 def test_what_a_checkpoint_lacks_is_nan_and_counted_in_the_report(logs, capsys):
-    table = load_data_as_table([SPEC], ["test_acc", "no_such_key", "modules.forward_cov.7.score", "modules.forward_cov.0.no"], logs)
+    table = load_data_as_table(
+        [SPEC], ["test_acc", "no_such_key", "modules.forward_cov.7.score", "modules.forward_cov.0.no"], logs
+    )
     assert (table["test_acc"] == 0.5).all() and table[["no_such_key", "score", "no"]].isna().all(axis=None)
     report = capsys.readouterr().err
-    assert "no_such_key: not in 1 of 1" in report and "modules.forward_cov.7.score" in report and "test_acc" not in report
+    assert (
+        "no_such_key: not in 1 of 1" in report and "modules.forward_cov.7.score" in report and "test_acc" not in report
+    )
 
 
 def test_missing_and_broken_files_are_nan_and_reported_once_at_the_end(logs, capsys):
@@ -196,7 +234,7 @@ def test_a_run_with_other_hyperparameters_is_not_taken_for_the_one_asked_for(log
     assert load_data_as_table([SPEC | {"seed": 7}], ["test_acc"], logs)["test_acc"].notna().all()
 
 
-# ---- experiments -------------------------------------------------------------------------------------------------------
+# ---- experiments ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -265,7 +303,7 @@ def test_a_damaged_table_is_one_line(tmp_path):
             analysis.load_table(tmp_path / name)
 
 
-# ---- one checkpoint ----------------------------------------------------------------------------------------------------
+# ---- one checkpoint -------------------------------------------------------------------------------------------------
 
 
 def test_the_summary_of_a_checkpoint_averages_the_other_methods_of_each_family(tmp_path):

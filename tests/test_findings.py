@@ -1,4 +1,5 @@
 """The findings on made-up tables with known answers."""
+
 import itertools
 
 import made_up
@@ -18,7 +19,7 @@ def exact():
     return made_up.results(noise=0.0)
 
 
-# ---- intervals ---------------------------------------------------------------------------------------------------------
+# ---- intervals ------------------------------------------------------------------------------------------------------
 
 
 def test_the_interval_of_the_mean_is_the_quantiles_of_resampled_means():
@@ -60,7 +61,7 @@ def test_resamples_stay_within_their_groups():
     assert (groups[draws] == groups).all() and set(draws[:, 0]) == {0, 2} and set(draws[:, 3]) == {3}
 
 
-# ---- regularisation ----------------------------------------------------------------------------------------------------
+# ---- regularisation -------------------------------------------------------------------------------------------------
 
 
 def test_the_zero_point_of_drop_and_l1_is_the_l2_grids_smallest(exact):
@@ -102,7 +103,10 @@ def test_effects_are_those_that_were_made_up(exact, per_layer):
 
 
 def test_an_interval_of_the_effect_holds_it_and_shrinks_with_more_runs():
-    few, many = (findings.regularizer_effects(made_up.results(runs=runs), False).query("regularizer == 'drop'") for runs in (3, 9))
+    few, many = (
+        findings.regularizer_effects(made_up.results(runs=runs), False).query("regularizer == 'drop'")
+        for runs in (3, 9)
+    )
     truth = np.where(many["assoc"].isin(UPSTREAM), 0.13, 0.0)
     assert np.mean((many["change_low"] <= truth) & (truth <= many["change_high"])) >= 0.6
     assert (many["change_high"] - many["change_low"]).mean() < (few["change_high"] - few["change_low"]).mean()
@@ -113,7 +117,7 @@ def test_networks_are_averaged_over_layers_before_they_are_counted(exact):
     assert len(networks) == len(exact.models) * len(METHODS)
 
 
-# ---- agreement ---------------------------------------------------------------------------------------------------------
+# ---- agreement ------------------------------------------------------------------------------------------------------
 
 
 def test_agreement_is_that_made_up(exact):
@@ -141,7 +145,11 @@ def test_there_are_six_pairs_within_each_family_and_sixteen_across(exact):
 
 def test_the_alignment_matrix_is_symmetric_and_holds_means(exact):
     matrix = findings.alignment_matrix(exact.align)
-    assert matrix.shape == (8, 8) and matrix.equals(matrix.T) and matrix.loc["forward_cov", "backward_jac"] == pytest.approx(0.3)
+    assert (
+        matrix.shape == (8, 8)
+        and matrix.equals(matrix.T)
+        and matrix.loc["forward_cov", "backward_jac"] == pytest.approx(0.3)
+    )
 
 
 def test_a_rising_function_of_a_measure_correlates_perfectly_with_it(exact):
@@ -152,7 +160,7 @@ def test_a_rising_function_of_a_measure_correlates_perfectly_with_it(exact):
     np.testing.assert_allclose(values.loc["element_sim"], [1, 1, -1])
 
 
-# ---- beyond the study --------------------------------------------------------------------------------------------------
+# ---- beyond the study -----------------------------------------------------------------------------------------------
 
 
 def test_matched_correlation_ignores_what_regularisation_does_to_both():

@@ -1,4 +1,5 @@
 """Every figure can be drawn, shows the numbers of its table, and can be read."""
+
 import itertools
 
 import made_up
@@ -9,6 +10,7 @@ from matplotlib.colors import to_rgb
 
 import findings
 import matrix_plots
+import module_plots
 import plots
 from analysis import DOWNSTREAM, METHODS, UPSTREAM
 
@@ -25,14 +27,17 @@ def figures(found):
     yield "accuracy", plots.accuracy_vs_regularization(found.models)
     yield "norms", plots.norms_vs_regularization(found.models)
     yield "failures", plots.failures_vs_regularization(found.models)
-    yield "q", plots.modules_vs_regularization(found)
-    yield "layers", plots.modules_by_layer(found, "l1", authors=found.modules.query("part == 'dummy' and run == 1000"))
-    yield "depth", plots.modules_vs_depth(found)
-    yield "null", plots.null_distributions(found)
-    yield "effects", plots.effects(findings.regularizer_effects(found, per_layer=False))
-    yield "agreement", plots.agreement(findings.agreement(found))
-    yield "accuracy-modularity", plots.modularity_vs_accuracy(found, findings.accuracy_correlations(found))
-    yield "repeatability", plots.repeatability(findings.cluster_repeatability(found.modules))
+    yield "q", module_plots.modules_vs_regularization(found)
+    yield (
+        "layers",
+        module_plots.modules_by_layer(found, "l1", authors=found.modules.query("part == 'dummy' and run == 1000")),
+    )
+    yield "depth", module_plots.modules_vs_depth(found)
+    yield "null", module_plots.null_distributions(found)
+    yield "effects", module_plots.effects(findings.regularizer_effects(found, per_layer=False))
+    yield "agreement", module_plots.agreement(findings.agreement(found))
+    yield "accuracy-modularity", module_plots.modularity_vs_accuracy(found, findings.accuracy_correlations(found))
+    yield "repeatability", module_plots.repeatability(findings.cluster_repeatability(found.modules))
     yield "matrices", matrix_plots.sorted_matrices(weakest)
     yield "orders", matrix_plots.matrices_in_each_order(weakest)
     yield "dropout", matrix_plots.matrices_vs_dropout(found.examples)
@@ -45,10 +50,14 @@ def test_no_figure_is_empty_or_has_labels_on_top_of_each_other(found):
         assert drawn.axes and all(ax.has_data() for ax in drawn.axes), name
         for ax in drawn.axes:
             for axis in (ax.xaxis, ax.yaxis):
-                boxes = [tick.get_window_extent() for tick in axis.get_ticklabels() if tick.get_visible() and tick.get_text()]
+                boxes = [
+                    tick.get_window_extent() for tick in axis.get_ticklabels() if tick.get_visible() and tick.get_text()
+                ]
                 inside = [box for box in boxes if box.width > 0]
                 for a, b in itertools.pairwise(inside):
-                    assert not a.shrunk(0.9, 0.9).overlaps(b.shrunk(0.9, 0.9)), f"{name}: {axis.axis_name} ticks overlap"
+                    assert not a.shrunk(0.9, 0.9).overlaps(b.shrunk(0.9, 0.9)), (
+                        f"{name}: {axis.axis_name} ticks overlap"
+                    )
         texts = [t for t in drawn.texts if t.get_text()]
         width = drawn.get_window_extent().width
         assert all(t.get_window_extent().x0 > -2 and t.get_window_extent().x1 < width + 2 for t in texts), name
@@ -57,13 +66,13 @@ def test_no_figure_is_empty_or_has_labels_on_top_of_each_other(found):
 def test_figures_of_experiments_without_l1_or_matrices_can_be_drawn():
     found = made_up.results("demo")
     plots.accuracy_vs_regularization(found.models)
-    plots.modules_vs_regularization(found)
+    module_plots.modules_vs_regularization(found)
     for draw in (matrix_plots.sorted_matrices, matrix_plots.matrices_in_each_order, matrix_plots.matrices_vs_dropout):
         assert "No matrices" in draw(found.examples.iloc[:0]).axes[0].texts[0].get_text()
 
 
 def test_lines_go_through_the_means_of_the_table(found):
-    drawn = plots.modules_by_layer(found, "drop")
+    drawn = module_plots.modules_by_layer(found, "drop")
     panel = drawn.axes[METHODS.index("forward_jac")]
     rows = findings.along(found.modules, "drop").query("assoc == 'forward_jac' and layer == 1")
     means = rows.groupby("strength")["score"].mean()
@@ -112,13 +121,20 @@ def test_methods_differ_in_colour_and_families_in_line_and_marker_also_in_grey()
         assert np.abs(np.subtract(to_rgb(plots.COLORS[a]), to_rgb(plots.COLORS[b]))).max() > 0.15
     upstream, downstream = ([plots.line_style(m) for m in family] for family in (UPSTREAM, DOWNSTREAM))
     assert {s["linestyle"] for s in upstream} == {"-"} and {s["linestyle"] for s in downstream} == {"--"}
-    assert {s["markerfacecolor"] for s in downstream} == {"white"} and "white" not in {s["markerfacecolor"] for s in upstream}
+    assert {s["markerfacecolor"] for s in downstream} == {"white"} and "white" not in {
+        s["markerfacecolor"] for s in upstream
+    }
     assert len({s["marker"] for s in upstream}) == len({s["marker"] for s in downstream}) == 4
 
 
 def test_a_figure_is_saved_as_svg_and_png_and_is_the_same_every_time(found, tmp_path):
-    saved = [[path.read_bytes() for path in plots.save(plots.failures_vs_regularization(found.models), "f", tmp_path / str(i))]
-             for i in range(2)]
+    saved = [
+        [
+            path.read_bytes()
+            for path in plots.save(plots.failures_vs_regularization(found.models), "f", tmp_path / str(i))
+        ]
+        for i in range(2)
+    ]
     assert saved[0] == saved[1] and sorted(p.suffix for p in (tmp_path / "0").iterdir()) == [".png", ".svg"]
     assert not plt.get_fignums()
 

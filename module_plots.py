@@ -275,7 +275,7 @@ def agreement(table, authors=None):
         "excess": "alignment score\nabove shuffled clusterings",
         "rmi_norm": "reduced mutual\ninformation (normalised)",
     }
-    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.4), sharex=True)
+    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.6), sharex=True)
     conditions = list(table["condition"].unique())
     for ax, (measure, name) in zip(axes, measures.items(), strict=True):
         for i, (condition, color) in enumerate(
@@ -296,7 +296,7 @@ def agreement(table, authors=None):
         ax.set_ylabel(name)
         ax.set_xticks(range(3), ["within\nupstream", "within\ndownstream", "across"])
     axes[0].set_ylim(0, None)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, handletextpad=0.2)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, handletextpad=0.2)
     return fig
 
 
@@ -321,13 +321,11 @@ def modularity_vs_accuracy(results, correlations):
                     markerfacecolor="none",
                     markeredgewidth=0.6,
                 )
+        title = label(method)
         for row in correlations[correlations["assoc"] == method].itertuples():
-            ax.set_title(
-                f"ρ = {signed(row.overall)}, matched {signed(row.matched)}\n[{signed(row.low)}, {signed(row.high)}]",
-                fontsize=6,
-                color="0.3",
-            )
-        ax.text(0.97, 0.97, label(method), color=COLORS[method], transform=ax.transAxes, ha="right", va="top")
+            title += f"\nρ = {signed(row.overall)}, matched {signed(row.matched)}"
+            title += f"\n[{signed(row.low)}, {signed(row.high)}]"
+        ax.set_title(title, color=COLORS[method], fontsize=6.5)
     for ax in axes[-1]:
         ax.set_xlabel(VALUES["score"])
     for ax in axes[:, 0]:

@@ -44,6 +44,7 @@ def strength_preserving(A: np.ndarray) -> Callable[[np.random.Generator], np.nda
     Args: A: (n, n), symmetric, non-negative, zero diagonal, every strength positive.
     Reference: Sinkhorn & Knopp (1967), Pacific J. Math. 21:343–348.
     """
+    A = A.astype(np.float64)
     k = A.sum(1) / A.sum()
     expected = np.outer(k, k)
     np.fill_diagonal(expected, 0)

@@ -42,7 +42,7 @@ def load_experiment(name: str, logs=Path("."), parts=None) -> Results:
         logs: the directory that holds the experiment's save directories.
         parts: some of l2, l1, drop, dummy; by default all whose save directory exists.
 
-    Raises: UserError if there is no such experiment, or none of its save directories.
+    Raises: UserError if there is no such experiment, none of its save directories, or no trained and evaluated network.
     """
     parts = parts or [part for part in _known_parts(name) if (Path(logs) / grids.save_dir(name, part)).is_dir()]
     if not parts:
@@ -51,6 +51,8 @@ def load_experiment(name: str, logs=Path("."), parts=None) -> Results:
     tables = [_part_table(name, part, Path(logs), problems) for part in parts]
     analysis.report(problems)
     together = pd.concat(tables, ignore_index=True)
+    if together.loc[together["part"] != "dummy", "score"].isna().all():
+        raise UserError(f"no trained and evaluated network of {name}: run ./eval.sh {grids.save_dir(name, '*')}")
     together["part"] = pd.Categorical(together["part"], categories=grids.PARTS)
     return Results(*_split(together), _examples(name, Path(logs), parts))
 

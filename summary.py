@@ -9,6 +9,7 @@ python summary.py EXPERIMENT --save     also writes the experiment's tables to r
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 import findings
@@ -32,29 +33,32 @@ def main(args):
 
 def summary(name, found):
     """Five lines: networks, accuracy, Q of an upstream and of a downstream method, agreement."""
-    effects = findings.regularizer_effects(found, per_layer=False)
-    table = effects[effects["regularizer"] == "drop"].set_index("assoc")
     counts = [
         len(rows.drop_duplicates(list(grids.NAMED)))
         for rows in (findings.trained(found.models), findings.untrained(found.models))
     ]
     yield f"{name}: {counts[0]} trained and {counts[1]} untrained networks on {found.models['dataset'].iloc[0]}"
-    yield (
-        f"test accuracy: {accuracy(found, 0.0)} without dropout, {accuracy(found, table['at'].max())} with dropout "
-        f"{table['at'].max():g}"
-    )
-    for method, kind in ((UPSTREAM_EXAMPLE, "upstream"), (DOWNSTREAM_EXAMPLE, "downstream")):
-        row = table.loc[method]
-        yield (
-            f"modularity Q, {method} ({kind}): {row['untrained']:.3f} untrained, {row['weakest']:.3f} without dropout, "
-            f"{row['strongest']:.3f} with it; change {interval(row, 'change', '+.3f')}"
-        )
-    agreements = findings.agreement(found).set_index(["condition", "group"])["element_sim"]
+    effects = findings.regularizer_effects(found, per_layer=False)
+    effects = effects[effects["regularizer"] == "drop"].set_index("assoc")
+    if len(effects):
+        most = effects["at"].max()
+        yield f"test accuracy: {accuracy(found, 0.0)} without dropout, {accuracy(found, most)} with dropout {most:g}"
+        yield modularity(effects.loc[UPSTREAM_EXAMPLE], "upstream")
+        yield modularity(effects.loc[DOWNSTREAM_EXAMPLE], "downstream")
+    means = findings.agreement(found).set_index(["condition", "group"])["element_sim"]
     texts = [
-        f"{agreements['trained', group]:.2f} ({agreements['untrained', group]:.2f} untrained) {group}"
+        f"{means.get(('trained', group), np.nan):.2f} ({means.get(('untrained', group), np.nan):.2f} untrained) {group}"
         for group in findings.GROUPS
     ]
     yield "agreement of clusterings: " + ", ".join(texts)
+
+
+def modularity(row, kind):
+    """One row of `findings.regularizer_effects`, dropout's, in words."""
+    return (
+        f"modularity Q, {row.name} ({kind}): {row['untrained']:.3f} untrained, {row['weakest']:.3f} without dropout, "
+        f"{row['strongest']:.3f} with it; change {interval(row, 'change', '+.3f')}"
+    )
 
 
 def verdicts(found):

@@ -132,7 +132,7 @@ def train(run_dir, identity, args):
     device = cli.device(args.device)
     progress = args.progress and sys.stderr.isatty()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")  # advice for other uses than this
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")  # advice for other uses
         trainer = pl.Trainer(
             max_epochs=args.max_epochs,
             accelerator=device.type,

@@ -13,6 +13,7 @@ import torch
 import analysis
 import grids
 import results
+import summary
 from analysis import METHODS, PAIRS, align_metrics, generate_model_specs, load_data_as_table, module_metrics
 from cli import UserError
 
@@ -277,6 +278,12 @@ def test_an_incomplete_experiment_is_reported_every_time(demo, capsys):
         assert "no such file" in capsys.readouterr().err
 
 
+def test_an_experiment_that_was_never_evaluated_is_one_line(tmp_path):
+    (tmp_path / "logs-demo-drop").mkdir()
+    with pytest.raises(UserError, match=r"run ./eval.sh logs-demo-\*"):
+        results.load_experiment("demo", tmp_path)
+
+
 def test_saved_tables_say_the_same_as_the_checkpoints(demo, tmp_path):
     found = results.load_experiment("demo", demo)
     results.save_results(found, tmp_path / "results", "demo")
@@ -344,3 +351,10 @@ def test_the_summary_of_an_experiment_has_five_lines(tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 5 and "12 trained and 4 untrained networks" in lines[0] and "(n = 2)" in lines[1]
     assert "0.100 without dropout" in lines[2].replace("0.099", "0.100").replace("0.101", "0.100")
+
+
+@pytest.mark.parametrize("absent", ["dummy", "drop"])
+def test_the_summary_makes_do_without_untrained_or_without_dropped_out_networks(absent):
+    found = results.Results(*(table[table["part"] != absent] for table in made_up.results("demo")))
+    lines = list(summary.summary("demo", found))
+    assert len(lines) == (5 if absent == "dummy" else 2) and ("nan untrained" in lines[-1]) == (absent == "dummy")

@@ -313,10 +313,12 @@ def test_matrices_are_symmetric_and_normalised_entries_at_most_one(seed):
 
 
 def test_confident_predictions_leave_the_hessian_its_digits():
-    model, (x, y) = small_dense(), random_data(20, 5, classes=4)
+    model, (x, y) = small_dense(), random_data(200, 5, classes=4)
     with torch.no_grad():
-        model[-1].weight.mul_(1000)
-    assert model(x).softmax(1).amax(1).median() > 1 - 1e-12
+        model[-1].weight.mul_(100)
+        sure = (model(x).softmax(1).amax(1) - (1 - 1e-9)).abs() < 9e-10  # 1 − p from 1e-10 to 2e-9
+    x, y = x[sure], y[sure]
+    assert len(x) >= 5
     for named in (model.names, model.names[:1]):  # the route for chains, and the general one
         double = associations(model.double(), batches_of(x, y, 8), layers=named)
         single = associations(model.float(), batches_of(x.float(), y, 8), layers=named)

@@ -29,6 +29,8 @@ elif what == "exit":
     sys.exit(int(rest[0]))
 elif what == "die":
     os.kill(os.getpid(), 9)
+elif what == "orphan":
+    os.kill(os.getppid(), 9)
 """
 
 
@@ -69,11 +71,11 @@ ENGINES = ["local", pytest.param("parallel", marks=pytest.mark.skipif(not HAS_PA
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_failures_stop_nothing_and_are_named(place, engine):
-    result = run_lines(["exit 255", "die", "exit 3", "show 1", "show 2", "exit 0"], ENGINE=engine, JOBS="2")
+    result = run_lines(["exit 255", "die", "exit 3", "orphan", "show 1", "show 2", "exit 0"], ENGINE=engine, JOBS="2")
     assert result.returncode != 0
     assert (place / "shown-1").exists() and (place / "shown-2").exists()
-    assert "3 of 6 jobs failed" in result.stdout
-    for line, reason in (("exit 255", "the reason 255"), ("exit 3", "the reason 3"), ("die", "")):
+    assert "4 of 7 jobs failed" in result.stdout
+    for line, reason in (("exit 255", "the reason 255"), ("exit 3", "the reason 3"), ("die", ""), ("orphan", "")):
         assert f"stub.py {line}\n    {reason}" in result.stdout
 
 

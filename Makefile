@@ -2,15 +2,16 @@
 # make test    all tests
 # make lint    style
 # make bench   speed, against plain ways of doing the same work
-# make report  the notebook as one HTML page, figures/report.html
+# make report  the notebook as one HTML page, figures/report.html, for EXPERIMENT (default demo)
+# make figures the study's figures, from the tables in results/
 
 PYTHON3 ?= python3
 PYTHON := .venv/bin/python
 export EXPERIMENT ?= demo
 
-.PHONY: demo test lint bench report install
+.PHONY: help demo test lint bench report figures install
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 install: .venv/installed
 .venv/installed: requirements.txt requirements-dev.txt
@@ -23,11 +24,19 @@ demo: install
 	./train.sh demo
 	./eval.sh logs-demo-*
 	$(MAKE) report EXPERIMENT=demo
-	$(PYTHON) summary.py demo
+	@$(PYTHON) summary.py demo
 
+# The empty addresses keep the page from loading scripts from the web: it opens from disk, complete.
 report: install
 	@mkdir -p figures
-	$(PYTHON) -m jupyter nbconvert --execute --to html --output-dir figures --output report notebooks/analysis_sandbox.ipynb
+	$(PYTHON) -m jupyter nbconvert --execute --to html --output-dir figures --output report \
+	    --HTMLExporter.require_js_url= --HTMLExporter.mathjax_url= --HTMLExporter.mermaid_js_url= \
+	    --HTMLExporter.widget_renderer_url= notebooks/analysis_sandbox.ipynb
+	@echo "The figures are in figures/$(EXPERIMENT)/, the page with all of them is figures/report.html"
+
+# The study's figures from the tables in results/, without any checkpoint.
+figures: install
+	$(MAKE) report EXPERIMENT=mnist-base
 
 test: install
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest

@@ -44,7 +44,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.dpi": 130,
-    "savefig.dpi": 300,
+    "savefig.dpi": 200,
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "figures",
 }

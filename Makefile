@@ -2,6 +2,7 @@
 # make test    all tests
 # make lint    style
 # make bench   speed, against plain ways of doing the same work
+# make faults  kills, full disks and damaged files, thrown at training and evaluation (about 4 minutes)
 # make report  the notebook as one HTML page, figures/report.html, for EXPERIMENT (default demo)
 # make figures the study's figures, from the tables in results/
 
@@ -9,7 +10,7 @@ PYTHON3 ?= python3
 PYTHON := .venv/bin/python
 export EXPERIMENT ?= demo
 
-.PHONY: help demo test lint bench report figures install
+.PHONY: help demo test lint bench faults report figures install
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -43,6 +44,9 @@ test: install
 
 lint: install
 	.venv/bin/ruff check .
+
+faults: install
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.fault_injection
 
 bench: install
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench_associations

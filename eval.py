@@ -35,6 +35,7 @@ LOSSES = [f"{split}_{what}" for split in ("train", "val", "test") for what in ("
 NORMS = ["l1_norm", "l2_norm", "sparsity", "nuc_norm"]
 BASIC_METRICS = LOSSES + NORMS
 BATCH_SIZE = 500
+CONVOLUTIONAL_BATCH_SIZE = 50  # associations hold every layer's activations and derivatives for one batch
 
 
 def main(args):
@@ -78,11 +79,15 @@ def evaluate_run(run_dir, args):
 def evaluate(path, args, basics_only=False):
     """Computes what a checkpoint lacks, writes it back after each step, and returns the checkpoint."""
     started, done = time.time(), []
+    if path.name == "best.ckpt" and not path.exists():
+        path = checkpoint.repair_best(path.parent)
     steps = steps_of(args)[: 1 if basics_only else None]
     stored = checkpoint.read(path, mmap=True)
     if not any(missing(stored, args) for _, missing, _ in steps):
         return stored
     path = path.resolve()
+    if path.parent.name == "weights" and grids.is_locked(path.parent.parent):
+        raise UserError(f"{path}: its run is being trained; evaluate it when that has finished")
     with checkpoint.locked(path.parent):
         stored = checkpoint.read(path)
         for name, missing, add in steps:
@@ -127,17 +132,18 @@ def missing_associations(stored, args):
 def add_associations(stored, args, missing):
     """The similarity of each pair of units of each layer, over the test set."""
     model, (_, _, test) = model_and_splits(stored, args)
+    convolutional = isinstance(model, models.Cifar10Fast)
     try:
         found = associations(
             model,
-            test.batches(BATCH_SIZE),
+            test.batches(CONVOLUTIONAL_BATCH_SIZE if convolutional else BATCH_SIZE),
             methods=sorted({method.removesuffix("_combined") for method in missing}),
             combined=args.modularity_combined,
             jac_directions=args.jac_directions,
             seed=args.seed,
             progress=args.progress and sys.stderr.isatty(),
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise UserError(f"associations: {error}") from None
     for key, new in {"assoc": found.assoc, "assoc_sign": found.sign, "assoc_stderr": found.stderr}.items():
         stored[key] = stored.get(key, {}) | new
@@ -270,5 +276,6 @@ def parser():
 
 
 if __name__ == "__main__":
+    cli.stop_on_sigterm()
     with cli.one_line_errors("eval.py"):
         main(parser().parse_args())

@@ -165,10 +165,11 @@ def alignment_matrices(tables, measure="element_sim", difference=False):
     columns = min(3, panels)
     rows = -(-panels // columns)
     fig, axes = plt.subplots(
-        rows, columns, figsize=(WIDTH * max(columns, 2) / 3, 2.0 * rows + 1.5), squeeze=False, sharex=True, sharey=True
+        rows, columns, figsize=(WIDTH * max(columns, 2) / 3, 2.0 * rows + 1.5), squeeze=False, layout="compressed",
+        sharex=True, sharey=True,
     )
     for ax in axes.flat[panels:]:
-        ax.remove()
+        ax.set_axis_off()
     for ax, (title, values) in zip(axes.flat, matrices.items(), strict=False):
         image = agreement_panel(ax, values, 0, 1, "cividis")
         ax.set_title(title)

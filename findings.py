@@ -12,8 +12,8 @@ import pandas as pd
 import scipy.stats
 
 import grids
-from analysis import METHODS, UPSTREAM
 from results import Results
+from tables import METHODS, UPSTREAM
 
 LEVEL = 0.95
 DRAWS = 2000

@@ -6,9 +6,9 @@ import torch
 from matplotlib.colors import PowerNorm
 
 import findings
-from analysis import METHODS, UPSTREAM
 from modularity import girvan_newman, sort_by_cluster
 from plots import COLORS, WIDTH, figure, label, note, placeholder
+from tables import METHODS, UPSTREAM
 
 SHOWN = ("forward_cov", "forward_jac", "backward_jac", "backward_hess")
 MEASURES = {

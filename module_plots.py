@@ -7,7 +7,6 @@ from matplotlib.ticker import MaxNLocator
 
 import findings
 import grids
-from analysis import DOWNSTREAM, METHODS, UPSTREAM
 from plots import (
     COLORS,
     SYMBOLS,
@@ -27,6 +26,7 @@ from plots import (
     too_much_shade,
     untrained_band,
 )
+from tables import DOWNSTREAM, METHODS, UPSTREAM
 
 # ---- modularity -----------------------------------------------------------------------------------------------------
 

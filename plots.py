@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.ticker import LogFormatter
 
 import findings
-from analysis import ACCURACIES, METHODS, UPSTREAM
+from tables import ACCURACIES, METHODS, UPSTREAM
 
 WIDTH = 7.2  # inches, across a page
 COLORS = dict(

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-import analysis
 import grids
-from analysis import ALIGN_FIELDS, BASIC_METRICS, METHODS, MODULE_FIELDS
+import tables
 from cli import UserError
+from tables import ALIGN_FIELDS, BASIC_METRICS, METHODS, MODULE_FIELDS
 
 SAVED_UNITS = 128  # matrices of more units are too large to be saved with the tables
 
@@ -48,9 +48,9 @@ def load_experiment(name: str, logs=Path("."), parts=None) -> Results:
     if not parts:
         raise UserError(f"no {grids.save_dir(name, '*')} in {logs}: run ./train.sh {name} and ./eval.sh first")
     problems = []
-    tables = [_part_table(name, part, Path(logs), problems) for part in parts]
-    analysis.report(problems)
-    together = pd.concat(tables, ignore_index=True)
+    found = [_part_table(name, part, Path(logs), problems) for part in parts]
+    tables.report(problems)
+    together = pd.concat(found, ignore_index=True)
     if together.loc[together["part"] != "dummy", "score"].isna().all():
         raise UserError(f"no trained and evaluated network of {name}: run ./eval.sh {grids.save_dir(name, '*')}")
     together["part"] = pd.Categorical(together["part"], categories=grids.PARTS)
@@ -75,30 +75,30 @@ def _part_table(name, part, logs, problems):
     layers = range(num_layers(name))
     metrics = [
         *BASIC_METRICS,
-        *analysis.module_metrics(MODULE_FIELDS, layers=layers),
-        *analysis.align_metrics(ALIGN_FIELDS, layers=layers),
+        *tables.module_metrics(MODULE_FIELDS, layers=layers),
+        *tables.align_metrics(ALIGN_FIELDS, layers=layers),
     ]
     cache = logs / grids.save_dir(name, part) / f".table-{_fingerprint(entries, metrics)}.parquet"
     if cache.exists():
-        return analysis.load_table(cache)
+        return tables.load_table(cache)
     lacking = []
-    table = analysis.table_of(entries, metrics, lacking)
+    table = tables.table_of(entries, metrics, lacking)
     if not lacking and os.access(
         cache.parent, os.W_OK
     ):  # an incomplete table would be renewed and reported again anyway
         for old in cache.parent.glob(".table-*"):
             old.unlink()
-        analysis.save_table(table, cache)
+        tables.save_table(table, cache)
     problems += lacking
     return table
 
 
 def _entries(name, part, logs):
-    """(fields, path) of each network of one part, as `analysis.table_of` wants them."""
+    """(fields, path) of each network of one part, as `tables.table_of` wants them."""
     file = "dummy.ckpt" if part == "dummy" else "best"
     specs = [spec | {"checkpoint": file} for spec in grids.specs(name, part)]
     return [
-        ({"part": part} | spec, analysis.checkpoint_path(spec, logs / grids.save_dir(name, part))) for spec in specs
+        ({"part": part} | spec, tables.checkpoint_path(spec, logs / grids.save_dir(name, part))) for spec in specs
     ]
 
 
@@ -116,8 +116,8 @@ def _split(table):
     modules = table.loc[table["assoc"].notna(), [*hyper, *basics, "assoc", "layer", *MODULE_FIELDS]]
     align = table.loc[table["assoc_a"].notna(), [*hyper, "assoc_a", "assoc_b", "layer", *ALIGN_FIELDS]]
     first = (table["assoc"] == METHODS[0]) & (table["layer"] == 0)
-    tables = table.loc[first, [*hyper, *basics]], modules, align
-    return [part.reset_index(drop=True) for part in tables]
+    kinds = table.loc[first, [*hyper, *basics]], modules, align
+    return [part.reset_index(drop=True) for part in kinds]
 
 
 def _examples(name, logs, parts):
@@ -127,8 +127,8 @@ def _examples(name, logs, parts):
         specs = [entry for entry in _entries(name, part, logs) if entry[0]["run"] in (0, grids.FIRST_UNTRAINED_RUN)]
         keep = range(1) if part != "drop" else np.unique(np.linspace(0, len(specs) - 1, 4).round().astype(int))
         chosen += [specs[i] for i in keep if specs and part in parts]
-    table = analysis.table_of(
-        chosen, analysis.module_metrics(("score", "adj", "clusters"), layers=range(num_layers(name))), []
+    table = tables.table_of(
+        chosen, tables.module_metrics(("score", "adj", "clusters"), layers=range(num_layers(name))), []
     )
     return table[table["score"].notna()].reset_index(drop=True) if len(table) else table
 
@@ -136,13 +136,13 @@ def _examples(name, logs, parts):
 def of_checkpoints(paths) -> Results:
     """The results of any evaluated checkpoints, hyperparameters as recorded in them; all count as part l2."""
     paths = [Path(path) for path in paths]
-    layers = range(max(analysis.checkpoint_layers(path) for path in paths))
+    layers = range(max(tables.checkpoint_layers(path) for path in paths))
     metrics = [
-        *analysis.module_metrics(MODULE_FIELDS, layers=layers),
-        *analysis.align_metrics(ALIGN_FIELDS, layers=layers),
+        *tables.module_metrics(MODULE_FIELDS, layers=layers),
+        *tables.align_metrics(ALIGN_FIELDS, layers=layers),
     ]
-    table = analysis.load_checkpoints(paths, [*BASIC_METRICS, *metrics]).assign(part="l2", checkpoint="best")
-    matrices = analysis.load_checkpoints(paths, analysis.module_metrics(("score", "adj", "clusters"), layers=layers))
+    table = tables.load_checkpoints(paths, [*BASIC_METRICS, *metrics]).assign(part="l2", checkpoint="best")
+    matrices = tables.load_checkpoints(paths, tables.module_metrics(("score", "adj", "clusters"), layers=layers))
     return Results(*_split(table), matrices.assign(part="l2", checkpoint="best"))
 
 
@@ -155,12 +155,12 @@ def save_results(results: Results, folder, name: str) -> None:
     examples = results.examples
     small = [len(matrix) <= SAVED_UNITS for matrix in examples["adj"]] if len(examples) else slice(None)
     for kind, table in results._replace(examples=examples[small])._asdict().items():
-        analysis.save_table(table, Path(folder) / f"{name}-{kind}.parquet")
+        tables.save_table(table, Path(folder) / f"{name}-{kind}.parquet")
 
 
 def load_results(folder, name: str) -> Results:
     """Reads tables that `save_results` wrote."""
-    return Results(*(analysis.load_table(Path(folder) / f"{name}-{kind}.parquet") for kind in Results._fields))
+    return Results(*(tables.load_table(Path(folder) / f"{name}-{kind}.parquet") for kind in Results._fields))
 
 
 def open_results(name: str, logs=Path("."), folder=Path("results")) -> Results:

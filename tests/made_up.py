@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 
 import grids
-from analysis import ALIGN_FIELDS, BASIC_METRICS, METHODS, MODULE_FIELDS, PAIRS, UPSTREAM
 from results import Results
+from tables import ALIGN_FIELDS, BASIC_METRICS, METHODS, MODULE_FIELDS, PAIRS, UPSTREAM
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

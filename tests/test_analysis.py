@@ -14,8 +14,10 @@ import analysis
 import grids
 import results
 import summary
-from analysis import METHODS, PAIRS, align_metrics, generate_model_specs, load_data_as_table, module_metrics
+import tables
+from analysis import generate_model_specs, load_data_as_table
 from cli import UserError
+from tables import METHODS, PAIRS, align_metrics, module_metrics
 
 SPEC = {"dataset": "mnist", "task": "sup", "l2": 1e-5, "l1": 0.0, "drop": 0.3, "run": 1}
 
@@ -191,7 +193,7 @@ def test_the_checkpoint_field_chooses_the_file(tmp_path, checkpoint, name):
 
 def test_files_are_read_by_path_with_the_hyperparameters_they_record(logs):
     path = logs / grids.uid(**SPEC) / "weights" / "last.ckpt"
-    table = analysis.load_checkpoints([path], ["test_acc", "modules.forward_cov.0.score"])
+    table = tables.load_checkpoints([path], ["test_acc", "modules.forward_cov.0.score"])
     assert table["drop"].item() == 0.3 and table["run"].item() == 1 and table["score"].item() == 0.25
 
 
@@ -225,7 +227,7 @@ def test_missing_and_broken_files_are_nan_and_reported_once_at_the_end(logs, cap
 def test_a_long_report_is_cut_short(logs, capsys):
     load_data_as_table([SPEC | {"run": run} for run in range(2, 40)], ["test_acc"], logs)
     report = capsys.readouterr().err
-    assert len(report.splitlines()) == analysis.REPORTED + 2 and "and 33 more" in report
+    assert len(report.splitlines()) == tables.REPORTED + 2 and "and 33 more" in report
 
 
 def test_a_run_with_other_hyperparameters_is_not_taken_for_the_one_asked_for(logs, capsys):
@@ -262,7 +264,7 @@ def test_tables_are_kept_and_renewed_once_a_checkpoint_changes(demo, monkeypatch
     first = results.load_experiment("demo", demo)
     with monkeypatch.context() as patch:
         patch.setattr(results, "_examples", lambda *_: None)
-        patch.setattr(analysis, "table_of", lambda *_: pytest.fail("read the checkpoints again"))
+        patch.setattr(tables, "table_of", lambda *_: pytest.fail("read the checkpoints again"))
         pd.testing.assert_frame_equal(results.load_experiment("demo", demo).align, first.align)
     spec = grids.specs("demo", "l2")[0]
     write(demo / "logs-demo-l2", spec, made_up.evaluated(spec, score=0.99), "weights/best.ckpt")
@@ -307,7 +309,7 @@ def test_a_damaged_table_is_one_line(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 nonsense")
     for name in ("t.parquet", "none.parquet"):
         with pytest.raises(UserError, match=name):
-            analysis.load_table(tmp_path / name)
+            tables.load_table(tmp_path / name)
 
 
 # ---- one checkpoint -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import findings
-from analysis import METHODS, UPSTREAM
+from tables import METHODS, UPSTREAM
 
 
 @pytest.fixture(scope="module")

@@ -542,6 +542,30 @@ def test_refinement_is_a_local_optimum_not_below_its_start(seed, n, groups):
             assert q_of(A, one_hot(moved, P.shape[1] + 1)) < q + 1e-12
 
 
+@settings
+@hypothesis.given(seeds, st.integers(3, 12), st.integers(1, 4))
+def test_the_best_move_is_the_best_of_all_and_kernighan_lin_keeps_its_books(seed, n, k):
+    random, A = np.random.default_rng(seed), random_graph(seed, n)
+    labels = np.concatenate([np.arange(k), random.integers(0, k, n)])[:n]
+    k = labels.max() + 1
+    B, q0, _ = modularity_matrix(A)
+    S, sizes, top = np.zeros((n + 2, n)), np.zeros(n + 2, dtype=np.int64), np.empty(n)
+    optimize_q.tally(B, labels, S, sizes)
+    locked = random.random(n) < 0.3
+    u, c, half = optimize_q.best_free_move(labels, S, sizes, k, locked, top)
+    free = [v for v in range(n) if not locked[v]]
+    moves = [(v, d) for v in free for d in range(k + (sizes[labels[v]] > 1)) if d != labels[v]]
+    gains = {(v, d): slow_q(A, [*labels[:v], d, *labels[v + 1 :]]) - slow_q(A, labels) for v, d in moves}
+    if gains:
+        assert (u, c) in gains and abs(2 * half - max(gains.values())) < 1e-12 > abs(gains[u, c] - 2 * half)
+    before, scratch = slow_q(A, labels), np.empty((2, n), dtype=np.int64)
+    k, gain = optimize_q.kernighan_lin(B, labels, S, sizes, k, locked, top, *scratch)
+    assert gain >= 0 and abs(slow_q(A, labels) - before - gain) < 1e-12
+    recomputed = np.zeros_like(S)
+    assert optimize_q.tally(B, labels, recomputed, sizes) == k and (sizes[:k] > 0).all()
+    assert np.abs(S[:k] - recomputed[:k]).max() < 1e-12
+
+
 @pytest.mark.parametrize(("n", "groups"), [(12, 1), (30, 1), (48, 3), (64, 1), (100, 6), (160, 1)])
 def test_refinement_is_not_below_leiden(n, groups):
     A = random_graph(n, n, groups)

@@ -12,7 +12,7 @@ import findings
 import matrix_plots
 import module_plots
 import plots
-from analysis import DOWNSTREAM, METHODS, UPSTREAM
+from tables import DOWNSTREAM, METHODS, UPSTREAM
 
 
 @pytest.fixture(scope="module")

@@ -28,17 +28,29 @@ def checkout(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command_runs(command, checkout):
-    if command.startswith(("./train.sh", "./eval.sh")):
-        command += " --list"  # the whole study takes hours
-    elif "make" in command:
-        command = command.replace("make", "make --dry-run")
+def run(command, folder):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_runs(command, checkout):
+    if "./train.sh" in command or "./eval.sh" in command:
+        command += " --list"  # the whole study takes hours
+    elif "make " in command:
+        command = command.replace("make", "make --dry-run")
+    result = run(command, checkout)
     assert result.returncode == 0, result.stderr
     assert result.stdout
+
+
+def test_the_example_of_another_network_runs(checkout):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (checkout / "example.py").write_text(example)
+    result = run("python example.py", checkout)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("layer1 (64, 64) Q = 0.")
 
 
 def test_the_commands_cover_training_evaluation_and_report():

@@ -548,7 +548,7 @@ def test_the_best_move_is_the_best_of_all_and_kernighan_lin_keeps_its_books(seed
     random, A = np.random.default_rng(seed), random_graph(seed, n)
     labels = np.concatenate([np.arange(k), random.integers(0, k, n)])[:n]
     k = labels.max() + 1
-    B, q0, _ = modularity_matrix(A)
+    B, _q0, _ = modularity_matrix(A)
     S, sizes, top = np.zeros((n + 2, n)), np.zeros(n + 2, dtype=np.int64), np.empty(n)
     optimize_q.tally(B, labels, S, sizes)
     locked = random.random(n) < 0.3

@@ -149,12 +149,14 @@ def of_checkpoints(paths) -> Results:
 def save_results(results: Results, folder, name: str) -> None:
     """Writes an experiment's tables to <folder>/<name>-{models,modules,align,examples}.parquet.
 
-    Example matrices of more than SAVED_UNITS units are left out.
+    Networks that were not evaluated, and example matrices of more than SAVED_UNITS units, are left out.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    examples = results.examples
+    models, modules, align, examples = results
     small = [len(matrix) <= SAVED_UNITS for matrix in examples["adj"]] if len(examples) else slice(None)
-    for kind, table in results._replace(examples=examples[small])._asdict().items():
+    evaluated = [(models, "test_acc"), (modules, "version"), (align, "version")]
+    kept = Results(*(table[table[evidence].notna()] for table, evidence in evaluated), examples[small])
+    for kind, table in kept._asdict().items():
         tables.save_table(table, Path(folder) / f"{name}-{kind}.parquet")
 
 

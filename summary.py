@@ -35,7 +35,7 @@ def summary(name, found):
     """Five lines: networks, accuracy, Q of an upstream and of a downstream method, agreement."""
     counts = [
         len(rows.drop_duplicates(list(grids.NAMED)))
-        for rows in (findings.trained(found.models), findings.untrained(found.models))
+        for rows in map(found.models.dropna(subset="test_acc").pipe, (findings.trained, findings.untrained))
     ]
     yield f"{name}: {counts[0]} trained and {counts[1]} untrained networks on {found.models['dataset'].iloc[0]}"
     effects = findings.regularizer_effects(found, per_layer=False)

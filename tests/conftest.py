@@ -8,6 +8,11 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def reference():
     """Opens a file of tests/reference (see the README there)."""

@@ -31,7 +31,7 @@ demo: install
 report: install
 	@mkdir -p figures
 	$(PYTHON) -m jupyter nbconvert --execute --to html --output-dir figures --output report \
-	    --HTMLExporter.require_js_url= --HTMLExporter.mathjax_url= --HTMLExporter.mermaid_js_url= \
+	    --HTMLExporter.require_js_url= --HTMLExporter.mathjax_url= \
 	    --HTMLExporter.widget_renderer_url= notebooks/analysis_sandbox.ipynb
 	@echo "The figures are in figures/$(EXPERIMENT)/, the page with all of them is figures/report.html"
 

@@ -113,8 +113,9 @@ def test_without_a_choice_there_are_as_many_jobs_as_gpus_or_else_cores(place):
 
 
 AT_A_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
 os.setsid()
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # where the tests themselves run in the background it is ignored
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal on stdin is this session's, as a user's is the shell's
 os.execvp(sys.argv[1], sys.argv[1:])
 """

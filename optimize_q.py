@@ -322,12 +322,35 @@ def kernighan_lin(B, labels, S, sizes, k, locked, top, units, homes):
 
 
 @jit
+def merge(B, labels, S, sizes, k):
+    """Join the two clusters whose union raises Q most, again and again, until no union does; return k."""
+    n = len(labels)
+    while k > 1:
+        links = np.zeros((k, k))  # Σ_{i∈a, j∈c} B_ij: joining a and c changes Q by twice that
+        for u in range(n):
+            for c in range(k):
+                links[labels[u], c] += S[c, u]
+        most, a, b = ROUNDING, -1, -1
+        for i in range(k):
+            for j in range(k):
+                if i != j and sizes[i] <= sizes[j] and links[i, j] > most:
+                    most, a, b = links[i, j], i, j
+        if a < 0:
+            break
+        members, host = np.flatnonzero(labels == a), np.flatnonzero(labels == b)[0]
+        for u in members:
+            k = move(B, labels, S, sizes, k, u, labels[host])
+    return k
+
+
+@jit
 def polish(B, labels, S, sizes, k, order, locked, top, units, homes, state):
-    """Single moves, in random order while many raise Q, then the best, and Kernighan–Lin passes, until none does."""
+    """Single moves in random order while many raise Q; unions; best moves and Kernighan–Lin passes until none does."""
     shuffle(state, order, len(order))
     moves = len(order)
     while moves > len(order) // 16:
         k, moves = sweep(B, labels, S, sizes, k, order)
+    k = merge(B, labels, S, sizes, k)
     gain = np.inf
     while gain > ROUNDING:
         k = climb(B, labels, S, sizes, k, locked, top)
@@ -351,24 +374,51 @@ def scatter(B, labels, S, sizes, k, pool, state):
 
 
 @jit
+def next_best_home(labels, S, k, u):
+    """The cluster that unit u is most tied to after its own; its own where there is no other."""
+    most, home = -np.inf, labels[u]
+    for c in range(k):
+        if c != labels[u] and S[c, u] > most:
+            most, home = S[c, u], c
+    return home
+
+
+@jit
+def gather(labels, a, b, c, members):
+    """Fill members with the units of clusters a, b and c; return how many there are."""
+    count = 0
+    for v in range(len(labels)):
+        if labels[v] == a or labels[v] == b or labels[v] == c:
+            members[count] = v
+            count += 1
+    return count
+
+
+@jit
+def shatter(B, labels, S, sizes, k, members, state):
+    """Kick: give each unit of two or three clusters, with probability 0.3 … 1, a cluster of its own; return k.
+
+    They are a random unit's, the one that this unit is most tied to next and, half of the time, a random one.
+    """
+    u = random_below(state, len(labels))
+    third = random_below(state, k) if random_unit(state) < 0.5 else labels[u]
+    count = gather(labels, labels[u], next_best_home(labels, S, k, u), third, members)
+    share = 0.3 + 0.7 * random_unit(state)
+    for i in range(count):
+        if sizes[labels[members[i]]] > 1 and random_unit(state) < share:
+            k = move(B, labels, S, sizes, k, members[i], k)
+    return k
+
+
+@jit
 def dissolve(B, labels, S, sizes, k, members, state):
     """Kick: deal the units of two clusters at random to 1 … 3 new ones; return k.
 
     One cluster is a random unit's, the other a random one or, as often, the one that this unit is most tied to next.
     """
-    n = len(labels)
-    u = random_below(state, n)
-    a, b = labels[u], random_below(state, k)
-    if random_unit(state) < 0.5:
-        most = -np.inf
-        for c in range(k):
-            if c != a and S[c, u] > most:
-                most, b = S[c, u], c
-    count = 0
-    for v in range(n):
-        if labels[v] == a or labels[v] == b:
-            members[count] = v
-            count += 1
+    u = random_below(state, len(labels))
+    b = next_best_home(labels, S, k, u) if random_unit(state) < 0.5 else random_below(state, k)
+    count = gather(labels, labels[u], b, b, members)
     parts = 1 + random_below(state, 3)
     first = np.full(3, -1)  # the unit that opened each part: clusters are renumbered on the way, units are not
     for i in range(count):
@@ -384,10 +434,13 @@ def dissolve(B, labels, S, sizes, k, members, state):
 
 @jit
 def iterated_local_search(B, labels, S, sizes, rounds, state):
-    """Refinement of `modularity.refine_modularity`; changes labels in place; returns Q − q0, round of the last gain.
+    """Refinement of `modularity.refine_modularity`; changes labels in place.
 
-    A round kicks the clustering (scattering with probability 32/n, else dissolving), polishes it, and keeps the result
-    if Q falls by no more than a random amount, exponential, whose mean falls from LENIENCE of the best Q to 0.
+    A round kicks the clustering (scatters it with probability 32/n, else shatters or dissolves part of it), polishes
+    it, and keeps the result if Q falls by at most a random amount, exponential, whose mean falls from LENIENCE of the
+    best Q to 0.
+
+    Returns: Q − q0, and the round that last raised it.
     """
     n = len(labels)
     order, pool, locked, top = np.arange(n), np.arange(n), np.zeros(n, np.bool_), np.empty(n)
@@ -400,6 +453,8 @@ def iterated_local_search(B, labels, S, sizes, rounds, state):
     for r in range(rounds):
         if random_below(state, n) < SCATTERED:
             k = scatter(B, labels, S, sizes, k, pool, state)
+        elif random_unit(state) < 0.5:
+            k = shatter(B, labels, S, sizes, k, units, state)
         else:
             k = dissolve(B, labels, S, sizes, k, units, state)
         k = polish(B, labels, S, sizes, k, order, locked, top, units, homes, state)

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from comparison import align_modules, alignment_null, element_similarity
 from modularity import (
     DEFAULT_NULL_DRAWS,
     NULL_ROUNDS,
@@ -72,7 +71,7 @@ def table(title, head, rows):
             print("  ".join("-" * width for width in widths))
 
 
-# ---- other programs: imported late, so that they do not count as memory of a search ---------------------------------
+# ---- other programs: imported late, as comparison.py is, so that they do not count as memory of a search ------------
 
 
 def graph_of(A):
@@ -106,6 +105,8 @@ def louvain(graph, seed):
 
 def quality(matrices, title, runs):
     """How often single runs, and the best of them, reach the best known Q, and how alike the runs' clusters are."""
+
+    from comparison import element_similarity
 
     def chain(A, _, seed):
         return monte_carlo_modularity(A, seed=seed)[0]
@@ -270,6 +271,8 @@ def plain_null(P1, P2, shuffles):
 
 
 def cost(real, quick):
+    from comparison import align_modules, alignment_null
+
     A = real["backward_jac/0"][1]
     A = A[A.any(1)][:, A.any(1)]
     start = spectral_modularity(A)

@@ -566,6 +566,25 @@ def test_the_best_move_is_the_best_of_all_and_kernighan_lin_keeps_its_books(seed
     assert np.abs(S[:k] - recomputed[:k]).max() < 1e-12
 
 
+@pytest.mark.parametrize("singles", [True, False])
+def test_unions_and_kicks_keep_their_books(singles):
+    A, n = ring_of_cliques(6, 4).double(), 24
+    B, state = modularity_matrix(A)[0], optimize_q.random_state(0)
+    S, sizes, scratch = np.zeros((n + 2, n)), np.zeros(n + 2, dtype=np.int64), np.empty(n, dtype=np.int64)
+    labels = np.arange(n) if singles else np.arange(n) // 8
+    k = optimize_q.tally(B, labels, S, sizes)
+    for kick in (optimize_q.shatter, optimize_q.dissolve, optimize_q.scatter, optimize_q.shatter):
+        before = slow_q(A, labels)
+        k = optimize_q.merge(B, labels, S, sizes, k)
+        assert slow_q(A, labels) >= before - 1e-12
+        for a, b in itertools.combinations(range(k), 2):
+            assert slow_q(A, np.where(labels == a, b, labels)) < slow_q(A, labels) + 1e-12
+        k = kick(B, labels, S, sizes, k, np.arange(n) if kick is optimize_q.scatter else scratch, state)
+        recomputed = np.zeros_like(S)
+        assert optimize_q.tally(B, labels, recomputed, sizes) == k and (sizes[:k] > 0).all()
+        assert np.abs(S[:k] - recomputed[:k]).max() < 1e-12
+
+
 @pytest.mark.parametrize(("n", "groups"), [(12, 1), (30, 1), (48, 3), (64, 1), (100, 6), (160, 1)])
 def test_refinement_is_not_below_leiden(n, groups):
     A = random_graph(n, n, groups)

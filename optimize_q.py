@@ -437,8 +437,8 @@ def iterated_local_search(B, labels, S, sizes, rounds, state):
     """Refinement of `modularity.refine_modularity`; changes labels in place.
 
     A round kicks the clustering (scatters it with probability 32/n, else shatters or dissolves part of it), polishes
-    it, and keeps the result if Q falls by at most a random amount, exponential, whose mean falls from LENIENCE of the
-    best Q to 0.
+    it, and keeps the result if Q falls by no more than a random amount, exponential, whose mean falls from LENIENCE of
+    the best Q to 0.
 
     Returns: Q − q0, and the round that last raised it.
     """

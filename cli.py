@@ -34,6 +34,8 @@ def device(name):
         raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if kind == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Adam looks for the driver of a GPU at each of its steps
     return torch.device(name)
 
 

@@ -54,7 +54,7 @@ class Split:
         if generator is not None:
             order = order[torch.randperm(len(order), generator=generator).to(order.device)]
         for index in order.split(batch_size):
-            x = self.images[index].float().div_(255)
+            x = self.images.index_select(0, index).float().div_(255)  # a tenth of the time of images[index]
             if generator is not None and self.flip:
                 mirrored = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
                 x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)

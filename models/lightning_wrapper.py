@@ -149,14 +149,16 @@ class LitWrapper(pl.LightningModule):
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.25, patience=3)
         return {"optimizer": optimizer, "lr_scheduler": plateau}
 
-    def loss(self, cross_entropy):
-        """cross_entropy + l1 · Σ|W| + l2 · ΣW²; a norm whose weight is zero is not computed."""
-        loss = cross_entropy
-        if self.hparams.l1:
-            loss = loss + self.hparams.l1 * self.l1_norm()
-        if self.hparams.l2:
-            loss = loss + self.hparams.l2 * self.l2_norm()
-        return loss
+    def add_penalty_gradients(self):
+        """Adds the gradients of l1 · Σ|W| + l2 · ΣW², l1 · sign W + 2 l2 · W, to those of the cross-entropy.
+
+        Autograd would take ten times as long, a tenth of a whole step; a penalty whose weight is zero costs nothing.
+        """
+        for W in norms.weights(self.model).values():
+            if self.hparams.l1:
+                W.grad.add_(W.sign(), alpha=self.hparams.l1)
+            if self.hparams.l2:
+                W.grad.add_(W, alpha=2 * self.hparams.l2)
 
     def on_train_epoch_start(self):
         torch.manual_seed(self._epoch_seed())
@@ -169,7 +171,8 @@ class LitWrapper(pl.LightningModule):
             optimizer.zero_grad()
             logits = self.model(x)[1]
             cross_entropy = F.cross_entropy(logits, y)
-            self.manual_backward(self.loss(cross_entropy))
+            self.manual_backward(cross_entropy)
+            self.add_penalty_gradients()
             optimizer.step()
             self.train_metrics.update(cross_entropy.detach(), logits.detach(), y)
 

@@ -4,6 +4,7 @@ Imports neither torch nor any other heavy package, so that listing, skipping and
 """
 import argparse
 import fcntl
+import itertools
 import json
 import math
 import shlex
@@ -103,17 +104,20 @@ def run_dirs(experiment, part):
     return [Path(save_dir(experiment, part)) / uid(**spec) for spec in specs(experiment, part)]
 
 
-def command(experiment, part, spec, options=()):
-    """The self-contained command line that trains one run; for the untrained networks, all of them at once.
+def command(experiment, part, runs, options=()):
+    """The self-contained command line that trains some repetitions of one grid point, or makes the untrained networks.
 
-    Args: options: further words for train.py.
+    Args:
+        runs: specs of consecutive repetitions; train.py skips those between the first and the last that are done.
+        options: further words for train.py.
     """
     e = EXPERIMENTS[experiment]
     words = ["python", "train.py", "--dataset", e.dataset, "--task", "sup"]
-    words += [word for name in ("l2", "l1", "drop") for word in (f"--{name}", f"{spec[name]:g}")]
-    first = FIRST_UNTRAINED_RUN
-    run = f"{first}-{first + e.untrained - 1}" if part == "dummy" else str(spec["run"])
-    words += ["--run", run, "--save-dir", save_dir(experiment, part)]
+    words += [word for name in ("l2", "l1", "drop") for word in (f"--{name}", f"{runs[0][name]:g}")]
+    first, last = runs[0]["run"], runs[-1]["run"]
+    if part == "dummy":
+        first, last = FIRST_UNTRAINED_RUN, FIRST_UNTRAINED_RUN + e.untrained - 1
+    words += ["--run", f"{first}-{last}" if last > first else str(first), "--save-dir", save_dir(experiment, part)]
     if e.model_args:
         words += ["--model-args", json.dumps(e.model_args)]
     words += options
@@ -122,16 +126,19 @@ def command(experiment, part, spec, options=()):
     return shlex.join(words)
 
 
-def commands(experiment, chosen_parts, unfinished_only=False, options=()):
-    """The command lines of the chosen parts, one a run (one for all untrained networks).
+def commands(experiment, chosen_parts, unfinished_only=False, options=(), batch=1):
+    """The command lines of the chosen parts, one for `batch` repetitions of a grid point.
 
-    The first repetition of every grid point comes before any second one, so that a grid cut short has no holes.
+    One line makes all untrained networks. The first repetitions of every grid point come before any further ones, so
+    that a grid cut short has no holes.
     """
     runs = [(part, spec) for part in chosen_parts for spec in specs(experiment, part)]
     if unfinished_only:
         runs = [(p, spec) for p, spec in runs if state(Path(save_dir(experiment, p)) / uid(**spec))[0] != "done"]
-    runs.sort(key=lambda part_spec: part_spec[1]["run"])
-    return list(dict.fromkeys(command(experiment, part, spec, options) for part, spec in runs))
+    runs.sort(key=lambda run: run[1]["run"] // batch)
+    jobs = itertools.groupby(runs, key=lambda run: (run[0], run[1] | {"run": run[1]["run"] // batch}))
+    lines = (command(experiment, part, [spec for _, spec in job], options) for (part, _), job in jobs)
+    return list(dict.fromkeys(lines))
 
 
 def state(run_dir):
@@ -194,7 +201,7 @@ def _time_left(runs):
     return f"; about {minutes:.0f} min left, {running or 'if one'} at a time"
 
 
-def evaluations(folders, batch=10, options=""):
+def evaluations(folders, batch=1, options=""):
     """The command lines that evaluate all runs in some folders, `batch` runs a line. A folder may itself be a run."""
     runs = []
     for folder in map(Path, folders):
@@ -226,7 +233,7 @@ def main(args):
     elif args.what == "dirs":
         print(*(save_dir(experiment, part) for part in chosen), sep="\n")
     else:
-        lines = commands(experiment, chosen, args.what == "todo", shlex.split(args.options))
+        lines = commands(experiment, chosen, args.what == "todo", shlex.split(args.options), args.batch)
         print(*lines, sep="\n", end="\n" if lines else "")
 
 
@@ -235,6 +242,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["list", "todo", "status", "dirs", "evaluations"])
     parser.add_argument("names", nargs="+", help="an experiment and some of its parts; for evaluations, directories")
-    parser.add_argument("--batch", type=int, default=10, help="runs an evaluation command")
+    parser.add_argument("--batch", type=int, default=1, help="runs a command")
     parser.add_argument("--options", default="", help="appended to each command")
     main(parser.parse_args())

@@ -7,7 +7,8 @@
 #   ./train.sh EXPERIMENT [...] --status             what is done, running, failed and left, and the time left
 #   ./train.sh EXPERIMENT [...] --OPTION ...         this and all that follows goes to train.py, e.g. --device cpu
 #
-# JOBS (default: number of cores, or of GPUs) networks train side by side, each on one CPU thread or one of the GPUs.
+# JOBS (default: number of cores, or of GPUs) networks train side by side, each on one CPU thread or one of the GPUs. A job
+# trains up to BATCH (default 3) repetitions of a grid point one after the other, since starting it takes seconds.
 # ENGINE=parallel or slurm uses several machines, for instance
 #   ENGINE=slurm JOBS=50 SBATCH_OPTIONS="--gres=gpu:1 --time=1:00:00" ./train.sh mnist-base --then-eval
 # On two cores demo takes about a minute, mnist-base about 45 minutes and 500 MB of disk.
@@ -28,8 +29,8 @@ while [ $# -gt 0 ]; do
 done
 [ ${#words[@]} -gt 0 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2; }
 
-grid() { "$PYTHON" grids.py "$1" "${words[@]}" --options="${options[*]@Q}"; }
-lines=$(grid todo) # a wrong name fails here
+grid() { "$PYTHON" grids.py "$1" "${words[@]}" "${@:2}" --options="${options[*]@Q}"; }
+lines=$(grid todo --batch "${BATCH:-3}") # a wrong name fails here
 mapfile -t folders < <(grid dirs)
 [ $what != list ] || { grid list; exit; }
 [ $what != status ] || { grid status; last_failures "${folders[0]}"; exit; }

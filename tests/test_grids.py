@@ -63,6 +63,17 @@ def test_every_grid_point_comes_before_its_repetitions():
     assert runs == sorted(runs)
 
 
+def test_a_batch_holds_repetitions_of_one_grid_point_and_each_run_is_in_one():
+    parts = ["l2", "l1", "drop", "dummy"]
+    lines = grids.commands("mnist-base", parts, batch=4)
+    assert len(lines) == 30 * 3 + 1
+    train = [shlex.split(line) for line in lines if "dummy" not in line]
+    runs = [words[words.index("--run") + 1] for words in train]
+    assert runs == ["0-3"] * 30 + ["4-7"] * 30 + ["8"] * 30
+    assert len({tuple(words) for words in train}) == 90
+    assert grids.commands("mnist-base", ["dummy"], batch=4) == grids.commands("mnist-base", ["dummy"])
+
+
 def test_commands_carry_the_model_arguments():
     words = shlex.split(grids.commands("mnist-wide", ["l1"])[0])
     assert json.loads(words[words.index("--model-args") + 1]) == {"channels": [256, 256]}
@@ -74,6 +85,8 @@ def test_finished_runs_are_left_out(tmp_path, monkeypatch):
     first.mkdir(parents=True)
     (first / "run.json").write_text(json.dumps({"hyperparameters": {}, "finished": True}))
     assert len(grids.commands("demo", ["drop"], unfinished_only=True)) == len(grids.commands("demo", ["drop"])) - 1
+    runs = [line.split(" --run ")[1].split()[0] for line in grids.commands("demo", ["drop"], True, batch=2)]
+    assert runs == ["1", "0-1", "0-1"]
 
 
 def test_state_tells_done_failed_and_left_apart(tmp_path):

@@ -106,6 +106,15 @@ def test_a_directory_with_other_hyperparameters_is_refused(trained, data, other)
         train.main(train_args(*words))
 
 
+def test_runs_trained_by_one_process_are_those_of_processes_of_their_own(trained, data, tmp_path):
+    words = ["--dataset", "mnist", "--drop", "0.1", "--max-epochs", "2", "--batch-size", "50", "--data-dir", str(data)]
+    words += ["--save-dir", str(tmp_path), "--model-args", '{"channels": [12, 10]}', "--no-progress"]
+    train.main(train_args(*words, "--seed", str(grids.BASE_SEED), "--run", "1"))
+    train.main(train_args(*words, "--run", "0"))
+    ours, alone = (checkpoint.read(d / trained.name / "weights" / "last.ckpt") for d in (tmp_path, trained.parent))
+    assert all(torch.equal(ours["state_dict"][name], value) for name, value in alone["state_dict"].items())
+
+
 def test_a_range_of_untrained_networks_is_written_at_once(data, tmp_path):
     words = ["--dataset", "mnist", "--l2", "0", "--run", "1000-1002", "--max-epochs", "0", "--data-dir", str(data)]
     train.main(train_args(*words, "--save-dir", str(tmp_path)))

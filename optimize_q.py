@@ -322,24 +322,33 @@ def kernighan_lin(B, labels, S, sizes, k, locked, top, units, homes):
 
 
 @jit
-def merge(B, labels, S, sizes, k):
+def merge(labels, S, sizes, k):
     """Join the two clusters whose union raises Q most, again and again, until no union does; return k."""
     n = len(labels)
-    while k > 1:
-        links = np.zeros((k, k))  # Σ_{i∈a, j∈c} B_ij: joining a and c changes Q by twice that
+    links = np.zeros((k, k))  # Σ_{i∈a, j∈c} B_ij: joining a and c changes Q by twice that
+    for c in range(k):
         for u in range(n):
-            for c in range(k):
-                links[labels[u], c] += S[c, u]
+            links[labels[u], c] += S[c, u]
+    while k > 1:
         most, a, b = ROUNDING, -1, -1
         for i in range(k):
-            for j in range(k):
-                if i != j and sizes[i] <= sizes[j] and links[i, j] > most:
+            for j in range(i):
+                if links[i, j] > most:
                     most, a, b = links[i, j], i, j
         if a < 0:
             break
-        members, host = np.flatnonzero(labels == a), np.flatnonzero(labels == b)[0]
-        for u in members:
-            k = move(B, labels, S, sizes, k, u, labels[host])
+        S[b, :n] += S[a, :n]
+        links[b, :k] += links[a, :k]
+        links[:k, b] += links[:k, a]
+        sizes[b] += sizes[a]
+        sizes[a] = 0
+        for u in range(n):
+            if labels[u] == a:
+                labels[u] = b
+        k = drop_if_empty(labels, S, sizes, k, a)
+        links[a, :k] = links[k, :k]
+        links[:k, a] = links[:k, k]
+        links[a, a] = links[k, k]
     return k
 
 
@@ -350,7 +359,7 @@ def polish(B, labels, S, sizes, k, order, locked, top, units, homes, state):
     moves = len(order)
     while moves > len(order) // 16:
         k, moves = sweep(B, labels, S, sizes, k, order)
-    k = merge(B, labels, S, sizes, k)
+    k = merge(labels, S, sizes, k)
     gain = np.inf
     while gain > ROUNDING:
         k = climb(B, labels, S, sizes, k, locked, top)

@@ -575,7 +575,7 @@ def test_unions_and_kicks_keep_their_books(singles):
     k = optimize_q.tally(B, labels, S, sizes)
     for kick in (optimize_q.shatter, optimize_q.dissolve, optimize_q.scatter, optimize_q.shatter):
         before = slow_q(A, labels)
-        k = optimize_q.merge(B, labels, S, sizes, k)
+        k = optimize_q.merge(labels, S, sizes, k)
         assert slow_q(A, labels) >= before - 1e-12
         for a, b in itertools.combinations(range(k), 2):
             assert slow_q(A, np.where(labels == a, b, labels)) < slow_q(A, labels) + 1e-12

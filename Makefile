@@ -3,12 +3,13 @@
 # make lint    style
 # make bench   speed, against plain ways of doing the same work
 # make faults  kills, full disks and damaged files, thrown at training and evaluation (about 4 minutes)
-# make report  the notebook as one HTML page, figures/report.html, for EXPERIMENT (default demo)
-# make figures the study's figures, from the tables in results/
+# make report  the notebook as one HTML page, figures/EXPERIMENT.html, for EXPERIMENT (default mnist-base)
+# make figures the study's figures and tables, from results/ where there are no checkpoints
 
 PYTHON3 ?= python3
 PYTHON := .venv/bin/python
-export EXPERIMENT ?= demo
+export EXPERIMENT ?= mnist-base
+STUDY = $(patsubst results/%-models.parquet,%,$(filter-out %/original-program-models.parquet,$(wildcard results/*-models.parquet)))
 
 .PHONY: help demo test lint bench faults report figures install
 help:
@@ -30,14 +31,17 @@ demo: install
 # The empty addresses keep the page from loading scripts from the web: it opens from disk, complete.
 report: install
 	@mkdir -p figures
-	$(PYTHON) -m jupyter nbconvert --execute --to html --output-dir figures --output report \
+	$(PYTHON) -m jupyter nbconvert --execute --to html --output-dir figures --output $(EXPERIMENT) \
 	    --HTMLExporter.require_js_url= --HTMLExporter.mathjax_url= \
 	    --HTMLExporter.widget_renderer_url= notebooks/analysis_sandbox.ipynb
-	@echo "The figures are in figures/$(EXPERIMENT)/, the page with all of them is figures/report.html"
+	@echo "The figures are in figures/$(EXPERIMENT)/, the page with all of them is figures/$(EXPERIMENT).html"
 
-# The study's figures from the tables in results/, without any checkpoint.
 figures: install
-	$(MAKE) report EXPERIMENT=mnist-base
+	set -e; for experiment in $(STUDY); do \
+	    $(MAKE) report EXPERIMENT=$$experiment; \
+	    $(PYTHON) summary.py $$experiment --tables >figures/$$experiment.md; \
+	    $(PYTHON) sensitivity.py $$experiment >>figures/$$experiment.md; \
+	done
 
 test: install
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest

@@ -130,8 +130,10 @@ def per_network(table, values, by=("assoc",)):
     return table.groupby([*network, *by], observed=True)[list(values)].mean().reset_index()
 
 
-def regularizer_effects(results: Results, per_layer=True) -> pd.DataFrame:
+def regularizer_effects(results: Results, per_layer=True, value="score") -> pd.DataFrame:
     """Finding 1: what each regulariser does to Q, per method and layer.
+
+    Args: value: another column of the modules than Q, such as its z.
 
     Returns: a row per regulariser, method (and layer, or else for the mean over layers):
         n, n_untrained: networks with usable strengths, and untrained ones.
@@ -143,18 +145,18 @@ def regularizer_effects(results: Results, per_layer=True) -> pd.DataFrame:
     modules = usable(results.modules, results.models)
     by = ["assoc", "layer"] if per_layer else ["assoc"]
     if not per_layer:
-        modules = per_network(modules, ["score"])
+        modules = per_network(modules, [value])
     null = {
         key: values.to_numpy()
-        for key, values in untrained(modules).dropna(subset="score").groupby(by, observed=True)["score"]
+        for key, values in untrained(modules).dropna(subset=value).groupby(by, observed=True)[value]
     }
     rows = []
     for regularizer in present_regularizers(modules):
-        curves = along(modules, regularizer).dropna(subset="score")
+        curves = along(modules, regularizer).dropna(subset=value)
         for key, curve in curves.groupby(by, observed=True):
             names = {"regularizer": regularizer} | dict(zip(by, key, strict=True))
             rows.append(
-                names | _effect(curve["strength"].to_numpy(), curve["score"].to_numpy(), null.get(key, np.array([])))
+                names | _effect(curve["strength"].to_numpy(), curve[value].to_numpy(), null.get(key, np.array([])))
             )
     return pd.DataFrame(rows)
 

@@ -15,9 +15,9 @@ import q_nulls
 from q_arrays import adjacency_problem, modularity_matrix, one_hot, start_labels
 from spectral_q import spectral_labels
 
-MODULES_VERSION = 100
+MODULES_VERSION = 101
 DEFAULT_NULL_DRAWS = 20
-NULL_ROUNDS = 500  # of refinement, for a matrix drawn from a null
+NULL_ROUNDS = 250  # of refinement, for a matrix drawn from a null
 CHAIN, REFINEMENT, STRENGTH_NULL, ROTATION_NULL = range(4)  # streams of random numbers drawn from one seed
 
 

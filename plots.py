@@ -29,6 +29,7 @@ VALUES = {
     "nuc_norm": "nuclear norm",
     "sparsity": "share of weights\nbelow 0.001",
     "z": "z of Q against\nshuffled matrices",
+    "rotation_z": "z of Q against\nrotated matrices",
 }
 STYLE = {
     "font.size": 7,

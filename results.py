@@ -71,7 +71,7 @@ def num_layers(name: str) -> int:
 
 def _part_table(name, part, logs, problems):
     """Rows of all three kinds for one part of an experiment, from its cache where that is up to date."""
-    entries = _entries(name, part, logs)
+    entries = checkpoints(name, part, logs)
     layers = range(num_layers(name))
     metrics = [
         *BASIC_METRICS,
@@ -93,8 +93,8 @@ def _part_table(name, part, logs, problems):
     return table
 
 
-def _entries(name, part, logs):
-    """(fields, path) of each network of one part, as `tables.table_of` wants them."""
+def checkpoints(name, part, logs=Path(".")):
+    """(fields, path) of each network of one part of an experiment, whether its file exists or not."""
     file = "dummy.ckpt" if part == "dummy" else "best"
     specs = [spec | {"checkpoint": file} for spec in grids.specs(name, part)]
     return [
@@ -124,7 +124,7 @@ def _examples(name, logs, parts):
     """Matrices and clusters of a few runs: an untrained network, a hardly regularised one, four values of dropout."""
     chosen = []
     for part in ("dummy", "l2", "drop"):
-        specs = [entry for entry in _entries(name, part, logs) if entry[0]["run"] in (0, grids.FIRST_UNTRAINED_RUN)]
+        specs = [entry for entry in checkpoints(name, part, logs) if entry[0]["run"] in (0, grids.FIRST_UNTRAINED_RUN)]
         keep = range(1) if part != "drop" else np.unique(np.linspace(0, len(specs) - 1, 4).round().astype(int))
         chosen += [specs[i] for i in keep if specs and part in parts]
     table = tables.table_of(

@@ -29,7 +29,10 @@ PAIRS = tuple(":".join(sorted(pair)) for pair in itertools.combinations_with_rep
 
 ACCURACIES = ("train_acc", "val_acc", "test_acc")
 BASIC_METRICS = (*ACCURACIES, "train_loss", "val_loss", "test_loss", "l1_norm", "l2_norm", "nuc_norm", "sparsity")
-MODULE_FIELDS = ("score", "num_clusters", "mc_score", "null_mean", "null_std", "z", "p", "sizes", "dead", "version")
+MODULE_FIELDS = (
+    *("score", "num_clusters", "mc_score", "null_mean", "null_std", "z", "p", "rotation_z"),
+    *("sizes", "dead", "version"),
+)
 ALIGN_MEASURES = ("score", "rmi", "rmi_norm", "vi", "vi_norm", "element_sim", "adj_spearman_r")
 ALIGN_FIELDS = (
     *ALIGN_MEASURES,

@@ -93,6 +93,7 @@ def evaluated(spec, units=6, layers=2, seed=0, score=0.25):
             "null_std": 0.01,
             "z": 15.0,
             "p": 0.05,
+            "rotation_z": 5.0,
             "version": 100,
         }
 

@@ -1,0 +1,188 @@
+"""Do an experiment's findings depend on the search for Q, on what Q is held against, or on single runs?
+
+    python sensitivity.py EXPERIMENT             prints a table: the study's claims in rows, ways of looking in columns
+    python sensitivity.py EXPERIMENT --compute   first clusters every matrix in the evaluated checkpoints again, twice
+                                                 by each search, and writes results/searches/EXPERIMENT-SEARCH-*.parquet
+
+The searches are the plain Monte Carlo chain (as the study's original program clustered), Leiden, and the chain refined
+(as evaluation does). Computing takes about two CPU seconds a network.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import cli
+import findings
+import grids
+import results
+import summary
+from benchmarks.bench_modularity import graph_of, leiden
+from comparison import align_modules, element_similarity
+from eval import stream
+from modularity import girvan_newman, monte_carlo_modularity, refine_modularity, soft_num_clusters
+from results import Results
+from tables import METHODS
+
+
+def chain(adj, seed):
+    """The best clustering that the plain Monte Carlo chain saw."""
+    return monte_carlo_modularity(adj, seed=seed)[0]
+
+
+def refined_chain(adj, seed):
+    """The same, refined."""
+    return refine_modularity(adj, chain(adj, seed), seed=seed)
+
+
+def leiden_run(adj, seed):
+    """One run of Leiden until stable, units without any weight in no cluster."""
+    live = adj.any(1)
+    found = leiden(graph_of(adj[live][:, live]), seed % 2**31)  # (live units, clusters)
+    clusters = torch.zeros(len(adj), found.shape[1])
+    clusters[live] = found
+    return clusters
+
+
+SEARCHES = {"refined": refined_chain, "chain": chain, "leiden": leiden_run}
+NAMES = {"refined": "chain, refined (default)", "chain": "plain chain", "leiden": "Leiden, one run"}
+AGREEMENT = ("score", "null_mean", "p", "element_sim", "rmi_norm", "version")
+FOLDER = Path("results/searches")
+NULLS = {"z": "z against shuffled matrices", "rotation_z": "z against rotated matrices"}
+
+
+def main(args):
+    """Prints the table, computing what it needs first if asked to."""
+    found = results.open_results(args.experiment)
+    if args.compute:
+        compute(args.experiment, found, args.folder)
+    print(summary.markdown(table(args.experiment, found, args.folder)))
+
+
+# ---- clustering again -----------------------------------------------------------------------------------------------
+
+
+def compute(name, found, folder):
+    """Clusters every matrix of an experiment with each search, and saves the tables."""
+    entries = itertools.chain.from_iterable(results.checkpoints(name, part) for part in grids.parts(name))
+    paths = [(fields, path) for fields, path in entries if path.exists()]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cli.threads(), spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        tasks = pool.map(of_network, *zip(*paths, strict=True), chunksize=4)
+        networks = list(tqdm(tasks, total=len(paths), desc="clustering again", disable=None))
+    for search in SEARCHES:
+        modules, align = (
+            pd.DataFrame([row for network in networks for row in network[search][kind]]) for kind in (0, 1)
+        )
+        table = Results(found.models, modules, align, found.examples[:0])
+        results.save_results(table, folder, f"{name}-{search}")
+
+
+def of_network(fields, path):
+    """{search: (rows about modules, rows about pairs)} of one network; `repeat` compares the clusters of two seeds."""
+    stored = checkpoint.read(path, mmap=True)["modules"]
+    tables = {}
+    for search, find in SEARCHES.items():
+        modules, align = [], []
+        for layer in range(len(stored[METHODS[0]])):
+            found = {method: of_matrix(stored[method][layer]["adj"], find, method, layer) for method in METHODS}
+            modules += [fields | {"assoc": m, "layer": layer, **row} for m, (_, row) in found.items() if row]
+            for a, b in itertools.combinations(sorted(m for m in METHODS if found[m][1]), 2):
+                pair = align_modules(found[a][0], found[b][0], seed=stream(0, f"{a}:{b}", layer))
+                pair["null_mean"] = pair["null"].mean().item()
+                names = {"assoc_a": a, "assoc_b": b, "layer": layer}
+                align.append(fields | names | {field: pair[field] for field in AGREEMENT})
+        tables[search] = modules, align
+    return tables
+
+
+def of_matrix(adj, find, method, layer):
+    """A matrix's modules as `align_modules` wants them, and its row of the table; None for one without weight."""
+    if not adj.any() or not adj.isfinite().all():
+        return None, None
+    clusters, again = (find(adj, stream(seed, method, layer)) for seed in (0, 1))
+    score = girvan_newman(adj, clusters).item()
+    row = {
+        "score": score,
+        "num_clusters": soft_num_clusters(clusters).item(),
+        "repeat": element_similarity(clusters, again),
+        "version": 1,
+    }
+    return {"adj": adj, "clusters": clusters, "score": score}, row
+
+
+# ---- the claims, one a row ------------------------------------------------------------------------------------------
+
+
+def table(name, found, folder=FOLDER):
+    """The claims in rows, the ways of looking at them in columns: those of the searches where these were computed."""
+    ways = {}
+    for search, title in NAMES.items():
+        if (folder / f"{name}-{search}-modules.parquet").exists():
+            again = results.load_results(folder, f"{name}-{search}")
+            ways[title] = texts(claims(again)) | repeats(again)
+    ways = ways or {NAMES["refined"]: texts(claims(found))}
+    ways |= {name: texts(effects(found, null), ".1f") for null, name in NULLS.items()}
+    ways["single repetitions, lowest … highest"] = repetitions(found)
+    return pd.DataFrame(ways).fillna("").rename_axis("claim").reset_index()
+
+
+def claims(found):
+    """{claim: (value, low, high)}: the effects on Q, and the agreement of trained networks' clusterings."""
+    rows = findings.agreement(found).query("condition == 'trained'").set_index("group")
+    agreement = {f"agreement {group}": bounds(rows.loc[group], "element_sim") for group in findings.GROUPS}
+    return effects(found) | agreement
+
+
+def effects(found, value="score"):
+    """{claim: (value, low, high)}: the change of Q, or z, from the weakest to the strongest usable regularisation."""
+    rows = findings.regularizer_effects(found, per_layer=False, value=value).set_index(["regularizer", "assoc"])
+    keys = itertools.product(rows.index.unique(0), METHODS)
+    return {f"{regularizer}, {method}": bounds(rows.loc[regularizer, method], "change") for regularizer, method in keys}
+
+
+def bounds(row, name):
+    return row[name], row[f"{name}_low"], row[f"{name}_high"]
+
+
+def texts(values, form=".3f"):
+    """The values as text, with their intervals; changes with their sign."""
+    signed = {claim: form if claim.startswith("agreement") else f"+{form}" for claim in values}
+    return {claim: "{0:{f}} [{1:{f}}, {2:{f}}]".format(*value, f=signed[claim]) for claim, value in values.items()}
+
+
+def repeats(found):
+    """How alike the clusters of two seeds are, and how often methods of the two families agree more than by chance."""
+    repeat = findings.trained(findings.usable(found.modules, found.models))["repeat"].mean()
+    rows = findings.agreement(found).set_index(["condition", "group"])["significant"]
+    return {"two seeds' agreement": f"{repeat:.3f}", "pairs across, p < 0.05": f"{rows['trained', 'across']:.0%}"}
+
+
+def repetitions(found):
+    """The range over repetitions taken alone: each has other weights, other validation images, one network a point."""
+    each = []
+    for run in sorted(findings.trained(found.models)["run"].unique()):
+        kept = [rows[(rows["run"] == run) | (rows["part"] == "dummy")] for rows in found[:3]]
+        each.append({claim: value for claim, (value, *_) in claims(Results(*kept, found.examples)).items()})
+    rows = pd.DataFrame(each)
+    return {claim: f"{rows[claim].min():+.3f} … {rows[claim].max():+.3f}" for claim in rows}
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("experiment", help=", ".join(grids.EXPERIMENTS))
+    p.add_argument("--compute", action="store_true", help="cluster again first; needs the evaluated checkpoints")
+    p.add_argument("--folder", type=Path, default=FOLDER, help="where the tables are")
+    return p
+
+
+if __name__ == "__main__":
+    with cli.one_line_errors("sensitivity.py"):
+        main(parser().parse_args())

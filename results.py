@@ -1,6 +1,7 @@
 """All results of one of the study's experiments, from its checkpoints or from saved tables."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import tables
 from cli import UserError
 from tables import ALIGN_FIELDS, BASIC_METRICS, METHODS, MODULE_FIELDS
 
+RECORDED = ("epochs", "seconds", "torch")  # of each training, in its run.json
 SAVED_UNITS = 128  # matrices of more units are too large to be saved with the tables
 
 
@@ -20,7 +22,8 @@ class Results(NamedTuple):
     """All that is known about an experiment, as tidy tables.
 
     Attributes:
-        models: a row per network: part (l2, l1, drop, or dummy for untrained ones), hyperparameters, BASIC_METRICS.
+        models: a row per network: part (l2, l1, drop, or dummy for untrained ones), hyperparameters, BASIC_METRICS and
+            RECORDED.
         modules: a row per (network, assoc, layer): also MODULE_FIELDS.
         align: a row per (network, assoc_a, assoc_b, layer): hyperparameters and ALIGN_FIELDS.
         examples: a row per (network, assoc, layer) of a few networks: also `adj` and `clusters`; only where asked for.
@@ -71,7 +74,7 @@ def num_layers(name: str) -> int:
 
 def _part_table(name, part, logs, problems):
     """Rows of all three kinds for one part of an experiment, from its cache where that is up to date."""
-    entries = checkpoints(name, part, logs)
+    entries = list(checkpoints(name, part, logs))
     layers = range(num_layers(name))
     metrics = [
         *BASIC_METRICS,
@@ -96,16 +99,24 @@ def _part_table(name, part, logs, problems):
 def checkpoints(name, part, logs=Path(".")):
     """(fields, path) of each network of one part of an experiment, whether its file exists or not."""
     file = "dummy.ckpt" if part == "dummy" else "best"
-    specs = [spec | {"checkpoint": file} for spec in grids.specs(name, part)]
-    return [
-        ({"part": part} | spec, tables.checkpoint_path(spec, logs / grids.save_dir(name, part))) for spec in specs
-    ]
+    for spec in (spec | {"checkpoint": file} for spec in grids.specs(name, part)):
+        path = tables.checkpoint_path(spec, logs / grids.save_dir(name, part))
+        yield {"part": part} | spec | _recorded(path.parent if part == "dummy" else path.parent.parent), path
+
+
+def _recorded(run_dir):
+    """What run.json says of a training, as far as there is one."""
+    try:
+        record = json.loads((run_dir / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return {name: (record | record.get("versions", {})).get(name) for name in RECORDED}
 
 
 def _fingerprint(entries, metrics):
     """A name for the present state of some checkpoints and for what is read from them."""
-    stats = [(str(path), path.stat()) if path.exists() else (str(path), None) for _, path in entries]
-    state = [(path, stat and (stat.st_mtime_ns, stat.st_size)) for path, stat in stats]
+    stats = [(fields, str(path), path.stat() if path.exists() else None) for fields, path in entries]
+    state = [(fields, path, stat and (stat.st_mtime_ns, stat.st_size)) for fields, path, stat in stats]
     return hashlib.sha1(repr((state, metrics)).encode()).hexdigest()[:16]
 
 
@@ -116,7 +127,8 @@ def _split(table):
     modules = table.loc[table["assoc"].notna(), [*hyper, *basics, "assoc", "layer", *MODULE_FIELDS]]
     align = table.loc[table["assoc_a"].notna(), [*hyper, "assoc_a", "assoc_b", "layer", *ALIGN_FIELDS]]
     first = (table["assoc"] == METHODS[0]) & (table["layer"] == 0)
-    kinds = table.loc[first, [*hyper, *basics]], modules, align
+    recorded = [name for name in RECORDED if name in table]
+    kinds = table.loc[first, [*hyper, *basics, *recorded]], modules, align
     return [part.reset_index(drop=True) for part in kinds]
 
 

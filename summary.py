@@ -25,7 +25,7 @@ def main(args):
     found = results.open_results(args.experiment)
     print(*summary(args.experiment, found), sep="\n")
     if args.tables:
-        print("", effects_table(found), "", agreement_table(found), sep="\n")
+        print("", *training(found), "", effects_table(found), "", agreement_table(found), sep="\n")
     if args.save:
         results.save_results(found, args.folder, args.experiment)
         print(f"\nSaved to {args.folder}/{args.experiment}-*.parquet")
@@ -51,6 +51,17 @@ def summary(name, found):
         for group in findings.GROUPS
     ]
     yield "agreement of clusterings: " + ", ".join(texts)
+
+
+def training(found):
+    """A line on how long the trainings took, where that was recorded."""
+    rows = findings.trained(found.models)
+    if "seconds" in rows and rows["seconds"].notna().any():
+        columns = {name: rows[name].dropna() for name in ("epochs", "seconds")}
+        numbers = [f"{x.median():.0f} {name} ({x.min():.0f}–{x.max():.0f})" for name, x in columns.items()]
+        versions = ", ".join(sorted(rows["torch"].dropna().unique()))
+        hours = rows["seconds"].sum() / 3600
+        yield f"training: {' and '.join(numbers)}, medians and ranges; {hours:.1f} hours in all; torch {versions}"
 
 
 def modularity(row, kind):

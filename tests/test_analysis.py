@@ -1,6 +1,7 @@
 """Tables from checkpoints: which rows, which values, what happens to what is missing or broken."""
 
 import itertools
+import json
 import subprocess
 import sys
 
@@ -258,6 +259,16 @@ def test_an_experiment_has_a_row_per_network_method_and_pair(demo, capsys):
     assert found.align["null_mean"].notna().all()
     assert set(found.examples["part"]) == {"dummy", "l2", "drop"} and found.examples["adj"].iloc[0].shape == (6, 6)
     assert capsys.readouterr().err == ""
+
+
+def test_what_trainings_took_is_told_where_it_was_recorded(demo):
+    assert list(summary.training(results.load_experiment("demo", demo))) == []
+    for i, run_dir in enumerate(grids.run_dirs("demo", "drop")[:3]):
+        record = {"epochs": 10 + i, "seconds": 1800.0 * i, "versions": {"torch": "9.9"}, "finished": True}
+        (demo / run_dir / "run.json").write_text(json.dumps(record))
+    assert list(summary.training(results.load_experiment("demo", demo))) == [
+        "training: 11 epochs (10–12) and 1800 seconds (0–3600), medians and ranges; 1.5 hours in all; torch 9.9"
+    ]
 
 
 def test_tables_are_kept_and_renewed_once_a_checkpoint_changes(demo, monkeypatch):

@@ -28,6 +28,7 @@ from benchmarks.bench_modularity import graph_of, leiden
 from comparison import align_modules, element_similarity
 from eval import stream
 from modularity import girvan_newman, monte_carlo_modularity, refine_modularity, soft_num_clusters
+from q_arrays import modularity_matrix
 from results import Results
 from tables import METHODS
 
@@ -43,8 +44,8 @@ def refined_chain(adj, seed):
 
 
 def leiden_run(adj, seed):
-    """One run of Leiden until stable, units without any weight in no cluster."""
-    live = adj.any(1)
+    """One run of Leiden until stable; dead units, as everywhere, in no cluster."""
+    live = torch.from_numpy(modularity_matrix(adj)[2])
     found = leiden(graph_of(adj[live][:, live]), seed % 2**31)  # (live units, clusters)
     clusters = torch.zeros(len(adj), found.shape[1])
     clusters[live] = found

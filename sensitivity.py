@@ -74,6 +74,8 @@ def compute(name, found, folder):
     """Clusters every matrix of an experiment with each search, and saves the tables."""
     entries = itertools.chain.from_iterable(results.checkpoints(name, part) for part in grids.parts(name))
     paths = [(fields, path) for fields, path in entries if path.exists()]
+    if not paths:
+        raise cli.UserError(f"no {grids.save_dir(name, '*')} here: run ./train.sh {name} and ./eval.sh first")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cli.threads(), spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         tasks = pool.map(of_network, *zip(*paths, strict=True), chunksize=4)
@@ -82,20 +84,24 @@ def compute(name, found, folder):
         modules, align = (
             pd.DataFrame([row for network in networks for row in network[search][kind]]) for kind in (0, 1)
         )
-        table = Results(found.models, modules, align, found.examples[:0])
-        results.save_results(table, folder, f"{name}-{search}")
+        again = Results(found.models, modules, align, found.examples[:0])
+        results.save_results(again, folder, f"{name}-{search}")
 
 
 def of_network(fields, path):
-    """{search: (rows about modules, rows about pairs)} of one network; `repeat` compares the clusters of two seeds."""
-    stored = checkpoint.read(path, mmap=True)["modules"]
+    """{search: (rows about modules, rows about pairs)} of one network; `repeat` compares the clusters of two seeds.
+
+    There are none of a network, or of a method, that was not evaluated.
+    """
+    stored = checkpoint.read(path, mmap=True).get("modules", {})
     tables = {}
     for search, find in SEARCHES.items():
         modules, align = [], []
-        for layer in range(len(stored[METHODS[0]])):
-            found = {method: of_matrix(stored[method][layer]["adj"], find, method, layer) for method in METHODS}
+        for layer in range(max(map(len, stored.values()), default=0)):
+            matrices = {method: stored[method][layer]["adj"] for method in METHODS if method in stored}
+            found = {method: of_matrix(adj, find, method, layer) for method, adj in matrices.items()}
             modules += [fields | {"assoc": m, "layer": layer, **row} for m, (_, row) in found.items() if row]
-            for a, b in itertools.combinations(sorted(m for m in METHODS if found[m][1]), 2):
+            for a, b in itertools.combinations(sorted(m for m in found if found[m][1]), 2):
                 pair = align_modules(found[a][0], found[b][0], seed=stream(0, f"{a}:{b}", layer))
                 pair["null_mean"] = pair["null"].mean().item()
                 names = {"assoc_a": a, "assoc_b": b, "layer": layer}

@@ -9,6 +9,7 @@ from test_analysis import write
 import grids
 import results
 import sensitivity
+from cli import UserError
 from modularity import girvan_newman
 from tables import METHODS, UPSTREAM
 
@@ -49,6 +50,17 @@ def test_a_network_gives_a_row_for_each_matrix_and_each_pair_by_each_search(plan
         assert all(row["score"] == pytest.approx(expected, abs=1e-12) and row["repeat"] == 1 for row in modules)
         assert all(row["element_sim"] == row["score"] == 1 and row["p"] < 0.001 for row in align)
         assert {row["assoc"] for row in modules} == set(METHODS) and modules[0]["part"] == "drop"
+
+
+def test_what_was_not_evaluated_is_left_out(planted, tmp_path, monkeypatch):
+    spec, content = planted
+    del content["modules"]["forward_cov"]
+    assert len(sensitivity.of_network({}, write(tmp_path, spec, content))["chain"][0]) == 14
+    del content["modules"]
+    assert sensitivity.of_network({}, write(tmp_path, spec, content))["chain"] == ([], [])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"run ./train.sh demo and ./eval.sh first"):
+        sensitivity.compute("demo", made_up.results("demo"), tmp_path)
 
 
 def test_computing_saves_tables_that_the_table_of_claims_reads(planted, tmp_path, monkeypatch, capsys):

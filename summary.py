@@ -1,7 +1,7 @@
 """An experiment's findings as text.
 
 python summary.py EXPERIMENT            five lines
-python summary.py EXPERIMENT --tables   also the tables of both findings, as Markdown
+python summary.py EXPERIMENT --tables   also Q at each strength and the tables of both findings, as Markdown
 python summary.py EXPERIMENT --save     also writes the experiment's tables to results/, from which the notebook opens
                                         where the checkpoints are not at hand
 """
@@ -25,7 +25,8 @@ def main(args):
     found = results.open_results(args.experiment)
     print(*summary(args.experiment, found), sep="\n")
     if args.tables:
-        print("", *training(found), "", effects_table(found), "", agreement_table(found), sep="\n")
+        tables = (curves_table(found), effects_table(found), agreement_table(found))
+        print("", *training(found), *(f"\n{table}" for table in tables), sep="\n")
     if args.save:
         results.save_results(found, args.folder, args.experiment)
         print(f"\nSaved to {args.folder}/{args.experiment}-*.parquet")
@@ -108,6 +109,21 @@ def interval(row, name, form=".3f"):
     return f"{row[name]:{form}} [{row[name + '_low']:{form}}, {row[name + '_high']:{form}}]"
 
 
+def curves_table(found):
+    """Mean test accuracy and mean Q of each method (means over layers) at each strength, as a Markdown table."""
+    networks = findings.per_network(found.modules, ["score"])
+    rows = []
+    for regularizer in findings.present_regularizers(found.models):
+        models = findings.along(found.models, regularizer).groupby("strength")["test_acc"]
+        q = findings.along(networks, regularizer).pivot_table("score", "strength", "assoc", observed=True)
+        rows.append(
+            pd.DataFrame({"regularizer": regularizer, "strength": q.index.map("{:.2g}".format)}, index=q.index)
+            .assign(n=models.count(), test_acc=models.mean().map("{:.3f}".format))
+            .join(q.map("{:.3f}".format))
+        )
+    return markdown(pd.concat(rows))
+
+
 def effects_table(found, per_layer=True):
     """Finding 1, as a Markdown table."""
     rows = findings.regularizer_effects(found, per_layer)
@@ -150,7 +166,7 @@ def markdown(table: pd.DataFrame) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", help=", ".join(grids.EXPERIMENTS))
-    parser.add_argument("--tables", action="store_true", help="print the tables of both findings")
+    parser.add_argument("--tables", action="store_true", help="print Q at each strength and both findings")
     parser.add_argument("--save", action="store_true", help="write the experiment's tables")
     parser.add_argument("--folder", type=Path, default=Path("results"), help="where to write them (default: results)")
     with one_line_errors("summary.py"):

@@ -160,9 +160,15 @@ def bounds(row, name):
 
 
 def texts(values, form=".3f"):
-    """The values as text, with their intervals; changes with their sign."""
-    signed = {claim: form if claim.startswith("agreement") else f"+{form}" for claim in values}
-    return {claim: "{0:{f}} [{1:{f}}, {2:{f}}]".format(*value, f=signed[claim]) for claim, value in values.items()}
+    """The values as text, with their intervals."""
+    return {
+        claim: "{0:{f}} [{1:{f}}, {2:{f}}]".format(*value, f=signed(claim, form)) for claim, value in values.items()
+    }
+
+
+def signed(claim, form):
+    """The format of a claim's values: changes have a sign, agreements have none."""
+    return form if claim.startswith("agreement") else f"+{form}"
 
 
 def repeats(found):
@@ -175,11 +181,11 @@ def repeats(found):
 def repetitions(found):
     """The range over repetitions taken alone: each has other weights, other validation images, one network a point."""
     each = []
-    for run in sorted(findings.trained(found.models)["run"].unique()):
+    for run in sorted(findings.trained(found.models.dropna(subset="test_acc"))["run"].unique()):
         kept = [rows[(rows["run"] == run) | (rows["part"] == "dummy")] for rows in found[:3]]
         each.append({claim: value for claim, (value, *_) in claims(Results(*kept, found.examples)).items()})
     rows = pd.DataFrame(each)
-    return {claim: f"{rows[claim].min():+.3f} … {rows[claim].max():+.3f}" for claim in rows}
+    return {claim: "{:{f}} … {:{f}}".format(*rows[claim].agg(["min", "max"]), f=signed(claim, ".3f")) for claim in rows}
 
 
 def parser():

@@ -44,7 +44,7 @@ STYLE = {
     "lines.markersize": 3.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "figure.dpi": 105,
+    "figure.dpi": 98,
     "savefig.dpi": 200,
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "figures",

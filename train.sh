@@ -11,7 +11,7 @@
 # trains up to BATCH (default 3) repetitions of a grid point one after the other, since starting it takes seconds.
 # ENGINE=parallel or slurm uses several machines, for instance
 #   ENGINE=slurm JOBS=50 SBATCH_OPTIONS="--gres=gpu:1 --time=1:00:00" ./train.sh mnist-base --then-eval
-# On two cores demo takes about a minute, mnist-base about 45 minutes and 500 MB of disk.
+# On two cores demo takes about a minute, mnist-base about an hour and a half, and 1.5 GB of disk.
 set -euo pipefail
 cd "$(dirname "$0")"
 source engines.sh

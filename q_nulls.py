@@ -98,11 +98,12 @@ def rotation(C: np.ndarray) -> Callable[[np.random.Generator], np.ndarray]:
 
     Where C has a unit diagonal (a normalised matrix) the rotated matrix is normalised again.
 
-    Args: C: (n, n), signed, symmetric, diagonal included.
+    Args: C: (n, n), signed, symmetric, diagonal included. Of a network that regularisation has all but silenced, single
+        entries of the diagonal may have underflowed to zero.
     """
     diagonal = np.diagonal(C)
-    if not (diagonal > 0).all():
-        raise ValueError("the rotation null needs the diagonal of the signed matrix, positive for every live unit")
+    if (diagonal < 0).any() or not diagonal.any():
+        raise ValueError("the rotation null needs the diagonal of the signed matrix")
     normalised = np.abs(diagonal - 1).max() < NORMALISED
 
     def draw(random: np.random.Generator) -> np.ndarray:

@@ -699,6 +699,16 @@ def test_noise_is_not_significant_under_either_null():
     assert np.abs(zs).max() < 4.5 and np.abs(np.mean(zs, axis=0)).max() < 2.5
 
 
+def test_a_diagonal_that_underflowed_in_places_has_a_rotation_null():
+    """As in networks that regularisation has all but silenced: units too weak for float32 to hold their square."""
+    random = np.random.default_rng(0)
+    J = 1e-18 * random.normal(size=(20, 30)) * np.where(np.arange(20) < 5, 3e-6, 1)[:, None]
+    C = torch.from_numpy(J @ J.T).float()
+    assert (C.diagonal()[:5] == 0).all() and modularity_matrix(C)[2].all()
+    modules = find_modules(C.abs(), sign=C.sign().to(torch.int8), null_draws=5)
+    assert all(math.isfinite(modules[key]) for key in ("score", "z", "rotation_z"))
+
+
 def test_low_rank_correlation_without_groups_is_not_significant_under_rotation():
     modules = [find_modules(A, sign=sign, steps=200) for A, sign in (latent_correlations(48, 5, s) for s in range(3))]
     assert max(abs(m["rotation_z"]) for m in modules) < 4

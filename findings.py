@@ -173,16 +173,23 @@ def _effect(strength, q, null):
         "at": strength.max(),
     }
     row |= _difference("change", strongest, weakest) | _difference("gain", strongest, null)
-    draws = resamples(strength)
-    low, high = interval(spearman(strength[draws], q[draws]))
+    low, high = np.nan, np.nan
+    if len(strength) > len(np.unique(strength)):  # single runs leave nothing to resample
+        draws = resamples(strength)
+        low, high = interval(spearman(strength[draws], q[draws]))
     return row | {"rho": float(spearman(strength, q)), "rho_low": low, "rho_high": high}
 
 
 def _difference(name, a, b):
-    """Difference of two groups' means with its bootstrap interval, the groups resampled independently."""
+    """Difference of two groups' means with its bootstrap interval, the groups resampled independently.
+
+    The interval is NaN where a group is a single network, the difference where one is empty.
+    """
     if not len(a) or not len(b):
         return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-    low, high = interval(bootstrap_means(a, seed=0) - bootstrap_means(b, seed=1))
+    low, high = np.nan, np.nan
+    if len(a) > 1 and len(b) > 1:
+        low, high = interval(bootstrap_means(a, seed=0) - bootstrap_means(b, seed=1))
     return {name: a.mean() - b.mean(), f"{name}_low": low, f"{name}_high": high}
 
 

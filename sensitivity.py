@@ -10,6 +10,7 @@ The searches are the plain Monte Carlo chain (as the study's original program cl
 
 import argparse
 import itertools
+import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -160,9 +161,11 @@ def bounds(row, name):
 
 
 def texts(values, form=".3f"):
-    """The values as text, with their intervals."""
+    """The values as text, with their intervals where there are any."""
+    plain, full = "{0:{f}}", "{0:{f}} [{1:{f}}, {2:{f}}]"
     return {
-        claim: "{0:{f}} [{1:{f}}, {2:{f}}]".format(*value, f=signed(claim, form)) for claim, value in values.items()
+        claim: (plain if math.isnan(value[1]) else full).format(*value, f=signed(claim, form))
+        for claim, value in values.items()
     }
 
 

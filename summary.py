@@ -101,12 +101,14 @@ def accuracy(found, dropout):
     """Mean test accuracy at one value of dropout, with its interval and n."""
     models = findings.along(found.models, "drop")
     row = findings.mean_and_interval(models.loc[models["strength"] == dropout, "test_acc"])
-    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] (n = {row['n']:.0f})"
+    row = row.rename({"mean": "test_acc", "low": "test_acc_low", "high": "test_acc_high"})
+    return f"{interval(row, 'test_acc')} (n = {row['n']:.0f})"
 
 
 def interval(row, name, form=".3f"):
-    """A value with its 95% interval, in text."""
-    return f"{row[name]:{form}} [{row[name + '_low']:{form}}, {row[name + '_high']:{form}}]"
+    """A value with its 95% interval, in text; the value alone where a single network gives no interval."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:{form}}" + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
 
 
 def curves_table(found):

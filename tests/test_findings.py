@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import findings
+import summary
 from tables import METHODS, UPSTREAM
 
 
@@ -182,3 +183,14 @@ def test_clusters_repeat_where_number_and_sizes_are_the_same():
     table = findings.cluster_repeatability(modules).query("part != 'dummy'")
     np.testing.assert_allclose(table["size_overlap"], 8 / 12)
     np.testing.assert_allclose(table["spread"], np.std([3, 4], ddof=1))
+
+
+def test_single_runs_have_effects_without_intervals():
+    single = made_up.results(noise=0.0, runs=1)
+    rows = findings.regularizer_effects(single, per_layer=False).set_index(["regularizer", "assoc"])
+    row = rows.loc["drop", "forward_jac"]
+    assert row["change"] == pytest.approx(0.13) and row["rho"] == pytest.approx(1)
+    bounds = [f"{name}_{end}" for name in ("change", "gain", "rho") for end in ("low", "high")]
+    assert row[bounds].isna().all()
+    assert summary.interval(row, "change", "+.2f") == "+0.13"
+    assert summary.accuracy(single, 0.0) == "0.980 (n = 1)"

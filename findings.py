@@ -158,7 +158,9 @@ def regularizer_effects(results: Results, per_layer=True, value="score") -> pd.D
             rows.append(
                 names | _effect(curve["strength"].to_numpy(), curve[value].to_numpy(), null.get(key, np.array([])))
             )
-    return pd.DataFrame(rows)
+    bounds = [f"{name}{end}" for name in ("change", "gain", "rho") for end in ("", "_low", "_high")]
+    counts = ["n", "n_untrained", "untrained", "weakest", "strongest", "at"]
+    return pd.DataFrame(rows, columns=["regularizer", *by, *counts, *bounds])  # no rows where no network learnt
 
 
 def _effect(strength, q, null):

@@ -194,3 +194,12 @@ def test_single_runs_have_effects_without_intervals():
     assert row[bounds].isna().all()
     assert summary.interval(row, "change", "+.2f") == "+0.13"
     assert summary.accuracy(single, 0.0) == "0.980 (n = 1)"
+
+
+def test_an_experiment_in_which_no_network_learnt_has_a_summary_without_effects():
+    failed = made_up.results("demo")
+    failed.models.loc[failed.models["part"] != "dummy", "test_acc"] = 0.5
+    assert len(findings.regularizer_effects(failed)) == 0
+    lines = list(summary.summary("demo", failed))
+    assert len(lines) == 2 and lines[1].startswith("agreement of clusterings: nan (0.60 untrained)")
+    assert len(summary.effects_table(failed).splitlines()) == 2

@@ -1,7 +1,7 @@
 """An experiment's findings as text.
 
 python summary.py EXPERIMENT            five lines
-python summary.py EXPERIMENT --tables   also Q at each strength and the tables of both findings, as Markdown
+python summary.py EXPERIMENT --tables   also Q and its z at each strength and the tables of both findings, as Markdown
 python summary.py EXPERIMENT --save     also writes the experiment's tables to results/, from which the notebook opens
                                         where the checkpoints are not at hand
 """
@@ -25,7 +25,8 @@ def main(args):
     found = results.open_results(args.experiment)
     print(*summary(args.experiment, found), sep="\n")
     if args.tables:
-        tables = (curves_table(found), effects_table(found), agreement_table(found))
+        tables = [curves_table(found), curves_table(found, "rotation_z", "{:.1f}")]
+        tables += [effects_table(found, per_layer=False), effects_table(found), agreement_table(found)]
         print("", *training(found), *(f"\n{table}" for table in tables), sep="\n")
     if args.save:
         results.save_results(found, args.folder, args.experiment)
@@ -111,17 +112,20 @@ def interval(row, name, form=".3f"):
     return f"{row[name]:{form}}" + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
 
 
-def curves_table(found):
-    """Mean test accuracy and mean Q of each method (means over layers) at each strength, as a Markdown table."""
-    networks = findings.per_network(found.modules, ["score"])
-    rows = []
+def curves_table(found, value="score", form="{:.3f}"):
+    """Mean test accuracy and mean Q, or its z, of each method (means over layers) at each strength, in Markdown."""
+    networks = findings.per_network(found.modules, [value])
+    curves = {"untrained": [table.assign(strength=0.0) for table in map(findings.untrained, (found.models, networks))]}
     for regularizer in findings.present_regularizers(found.models):
-        models = findings.along(found.models, regularizer).groupby("strength")["test_acc"]
-        q = findings.along(networks, regularizer).pivot_table("score", "strength", "assoc", observed=True)
+        curves[regularizer] = [findings.along(table, regularizer) for table in (found.models, networks)]
+    rows = []
+    for name, (models, values) in curves.items():
+        accuracy = models.groupby("strength")["test_acc"]
+        means = values.pivot_table(value, "strength", "assoc", observed=True)
         rows.append(
-            pd.DataFrame({"regularizer": regularizer, "strength": q.index.map("{:.2g}".format)}, index=q.index)
-            .assign(n=models.count(), test_acc=models.mean().map("{:.3f}".format))
-            .join(q.map("{:.3f}".format))
+            pd.DataFrame({"regularizer": name, "strength": means.index.map("{:.2g}".format)}, index=means.index)
+            .assign(n=accuracy.count(), test_acc=accuracy.mean().map("{:.3f}".format))
+            .join(means.map(form.format))
         )
     return markdown(pd.concat(rows))
 

@@ -203,3 +203,11 @@ def test_an_experiment_in_which_no_network_learnt_has_a_summary_without_effects(
     lines = list(summary.summary("demo", failed))
     assert len(lines) == 2 and lines[1].startswith("agreement of clusterings: nan (0.60 untrained)")
     assert len(summary.effects_table(failed).splitlines()) == 2
+
+
+def test_the_table_of_curves_has_the_means_at_each_strength_and_of_untrained_networks(exact):
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary.curves_table(exact).splitlines()]
+    rows = {(line[0], line[1]): dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+    assert rows["untrained", "0"]["forward_jac"] == rows["drop", "0"]["forward_jac"] == "0.100"
+    assert rows["drop", "0.5"]["forward_jac"] == "0.200" and rows["drop", "0.5"]["backward_jac"] == "0.100"
+    assert rows["untrained", "0"]["n"] == "4" and rows["drop", "0.5"]["test_acc"] == "0.980"

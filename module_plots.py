@@ -21,6 +21,7 @@ from plots import (
     line_style,
     note,
     number,
+    placeholder,
     signed,
     strength_axis,
     too_much_shade,
@@ -226,8 +227,8 @@ def null_distributions(results):
     n = [t.drop_duplicates("run").shape[0] for t in (null, base)]
     note(
         fig,
-        f"Boxes: {n[0]} untrained networks × layers. Points: {n[1]} networks trained with L2 = 1e-5 × layers. "
-        "Black bars: mean Q of shuffled matrices with the same strengths.",
+        f"Boxes: layers of untrained networks (n = {n[0]}). Points: layers of networks trained with L2 = 1e-5 "
+        f"(n = {n[1]}). Black bars: mean Q of shuffled matrices with the same strengths.",
     )
     return fig
 
@@ -290,7 +291,8 @@ def agreement(table, authors=None):
             )
         if authors is not None and len(authors):
             rows = authors[authors["condition"] == "trained"].set_index("group").reindex(findings.GROUPS)
-            ax.plot(np.arange(3) + 0.42, rows[measure], "*", color="black", label="original program (n = 1)")
+            star = {"linestyle": "", "marker": "*", "color": "black"}
+            ax.errorbar(np.arange(3) + 0.42, rows[measure], **star, label="original program, MNIST (n = 1)")
         if measure != "element_sim":
             ax.axhline(0, color="0.5", linewidth=0.6)
         ax.set_ylabel(name)
@@ -323,8 +325,9 @@ def modularity_vs_accuracy(results, correlations):
                 )
         title = label(method)
         for row in correlations[correlations["assoc"] == method].itertuples():
-            title += f"\nρ = {signed(row.overall)}, matched {signed(row.matched)}"
-            title += f"\n[{signed(row.low)}, {signed(row.high)}]"
+            title += f"\nρ = {signed(row.overall)}"
+            if not np.isnan(row.low):
+                title += f", matched {signed(row.matched)}\n[{signed(row.low)}, {signed(row.high)}]"
         ax.set_title(title, color=COLORS[method], fontsize=6.5)
     for ax in axes[-1]:
         ax.set_xlabel(VALUES["score"])
@@ -337,6 +340,8 @@ def modularity_vs_accuracy(results, correlations):
 @figure
 def repeatability(table):
     """Number of clusters, its spread over runs, and overlap of sizes between runs; means over strengths and layers."""
+    if not len(table):
+        return placeholder("no grid point has two runs to compare")
     names = {
         "num_clusters": "number of clusters",
         "spread": "its standard deviation\nover runs",

@@ -22,8 +22,8 @@ class Results(NamedTuple):
     """All that is known about an experiment, as tidy tables.
 
     Attributes:
-        models: a row per network: part (l2, l1, drop, or dummy for untrained ones), hyperparameters, BASIC_METRICS and
-            RECORDED.
+        models: a row per network: part (l2, l1, drop, or dummy for untrained ones), hyperparameters, BASIC_METRICS,
+            RECORDED, and pass_mark, the test accuracy below which a network has not learnt the task.
         modules: a row per (network, assoc, layer): also MODULE_FIELDS.
         align: a row per (network, assoc_a, assoc_b, layer): hyperparameters and ALIGN_FIELDS.
         examples: a row per (network, assoc, layer) of a few networks: also `adj` and `clusters`; only where asked for.
@@ -57,7 +57,9 @@ def load_experiment(name: str, logs=Path("."), parts=None) -> Results:
     if together.loc[together["part"] != "dummy", "score"].isna().all():
         raise UserError(f"no trained and evaluated network of {name}: run ./eval.sh {grids.save_dir(name, '*')}")
     together["part"] = pd.Categorical(together["part"], categories=grids.PARTS)
-    return Results(*_split(together), _examples(name, Path(logs), parts))
+    models, modules, align = _split(together)
+    models["pass_mark"] = grids.EXPERIMENTS[name].pass_mark
+    return Results(models, modules, align, _examples(name, Path(logs), parts))
 
 
 def _known_parts(name):
@@ -146,7 +148,7 @@ def _examples(name, logs, parts):
 
 
 def of_checkpoints(paths) -> Results:
-    """The results of any evaluated checkpoints, hyperparameters as recorded in them; all count as part l2."""
+    """The results of any evaluated checkpoints, hyperparameters as recorded in them; all in part l2, as learnt."""
     paths = [Path(path) for path in paths]
     layers = range(max(tables.checkpoint_layers(path) for path in paths))
     metrics = [
@@ -155,7 +157,8 @@ def of_checkpoints(paths) -> Results:
     ]
     table = tables.load_checkpoints(paths, [*BASIC_METRICS, *metrics]).assign(part="l2", checkpoint="best")
     matrices = tables.load_checkpoints(paths, tables.module_metrics(("score", "adj", "clusters"), layers=layers))
-    return Results(*_split(table), matrices.assign(part="l2", checkpoint="best"))
+    models, modules, align = _split(table)
+    return Results(models.assign(pass_mark=0.0), modules, align, matrices.assign(part="l2", checkpoint="best"))
 
 
 def save_results(results: Results, folder, name: str) -> None:

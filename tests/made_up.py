@@ -32,6 +32,7 @@ def results(experiment="mnist-base", layers=2, units=12, seed=0, noise=1.0, **si
     drop > 0.65 fail; methods agree by 0.6 within upstream, 0.5 within downstream and 0.3 across. Plus noise."""
     random = np.random.default_rng(seed)
     models = hyperparameters(experiment, **sizes)
+    models["pass_mark"] = 0.8
     failed = (models["l1"] > 5e-3) | (models["l2"] > 3e-2) | (models["drop"] > 0.65)
     accuracy = np.where(models["part"] == "dummy", 0.1, np.where(failed, 0.3, 0.98)) + noise * random.normal(
         0, 0.003, len(models)

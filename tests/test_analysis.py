@@ -257,6 +257,7 @@ def test_an_experiment_has_a_row_per_network_method_and_pair(demo, capsys):
     assert found.models["part"].value_counts().to_dict() == {"dummy": 8, "l2": 6, "drop": 6, "l1": 0}
     assert found.modules[["score", "z", "test_acc"]].notna().all(axis=None)
     assert found.align["null_mean"].notna().all()
+    assert (found.models["pass_mark"] == 0.8).all()
     assert set(found.examples["part"]) == {"dummy", "l2", "drop"} and found.examples["adj"].iloc[0].shape == (6, 6)
     assert capsys.readouterr().err == ""
 

@@ -42,6 +42,7 @@ def figures(found):
     yield "orders", matrix_plots.matrices_in_each_order(weakest)
     yield "dropout", matrix_plots.matrices_vs_dropout(found.examples)
     yield "matrices of agreement", matrix_plots.alignment_matrices({"a": trained, "b": trained}, difference=True)
+    yield "two of them", matrix_plots.alignment_matrices({"a": trained, "b": trained})
     yield "measures", matrix_plots.measure_correlations(trained)
 
 
@@ -58,9 +59,12 @@ def test_no_figure_is_empty_or_has_labels_on_top_of_each_other(found):
                     assert not a.shrunk(0.9, 0.9).overlaps(b.shrunk(0.9, 0.9)), (
                         f"{name}: {axis.axis_name} ticks overlap"
                     )
-        texts = [t for t in drawn.texts if t.get_text()]
-        width = drawn.get_window_extent().width
-        assert all(t.get_window_extent().x0 > -2 and t.get_window_extent().x1 < width + 2 for t in texts), name
+        width, height = drawn.get_size_inches()
+        with plt.rc_context(plots.STYLE):
+            for dpi in (72, 200):  # those of the SVG and PNG files
+                drawn.set_dpi(dpi)
+                box = drawn.get_tightbbox()
+                assert min(box.x0, box.y0, width - box.x1, height - box.y1) > 0, f"{name} is cut"
 
 
 def test_figures_of_experiments_without_l1_or_matrices_can_be_drawn():
@@ -69,6 +73,16 @@ def test_figures_of_experiments_without_l1_or_matrices_can_be_drawn():
     module_plots.modules_vs_regularization(found)
     for draw in (matrix_plots.sorted_matrices, matrix_plots.matrices_in_each_order, matrix_plots.matrices_vs_dropout):
         assert "No matrices" in draw(found.examples.iloc[:0]).axes[0].texts[0].get_text()
+
+
+def test_single_networks_can_be_drawn_without_empty_panels():
+    found = made_up.results("cifar10-small")
+    repeatability = module_plots.repeatability(findings.cluster_repeatability(found.modules))
+    assert "no grid point has two runs" in repeatability.axes[0].texts[0].get_text()
+    assert [ax.get_xlabel() for ax in plots.accuracy_vs_regularization(found.models).axes] == ["dropout"]
+    correlations = findings.accuracy_correlations(found)
+    titles = [ax.get_title() for ax in module_plots.modularity_vs_accuracy(found, correlations).axes]
+    assert all("ρ = " in title and "nan" not in title for title in titles)
 
 
 def test_lines_go_through_the_means_of_the_table(found):

@@ -49,7 +49,7 @@ def strength_preserving(A: np.ndarray) -> Callable[[np.random.Generator], np.nda
     expected = np.outer(k, k)
     np.fill_diagonal(expected, 0)
     d = balancing(A / A.sum() + EVERYWHERE * expected, np.full(len(A), 1 / len(A)), 1 / np.sqrt(len(A) * k))
-    W = A * np.outer(d, d)
+    W = A * d[:, None] * d
     upper = np.triu_indices(len(A), 1)
     entries = W[upper]
 
@@ -58,7 +58,7 @@ def strength_preserving(A: np.ndarray) -> Callable[[np.random.Generator], np.nda
         W[upper] = random.permutation(entries)
         W += W.T
         x = balancing(W, k * A.sum(), 1 / d)
-        return W * np.outer(x, x)
+        return W * x[:, None] * x  # the product of two x, which may overflow where W is zero, is never formed
 
     return draw
 

@@ -644,6 +644,18 @@ def test_the_null_of_a_sparse_graph_is_a_valid_matrix_of_about_its_strengths(key
         assert np.abs(B.sum(1) - A.sum(1)).sum() < 0.25 * A.sum()  # no scaling keeps them all
 
 
+@pytest.mark.parametrize("seed", [14, 17])
+def test_the_null_of_a_nearly_empty_matrix_is_finite_where_the_scaling_diverges(seed):
+    random, n = np.random.default_rng(seed), 25
+    size = random.uniform(-9, 0, n)
+    A = 10.0 ** (size[:, None] + size + random.uniform(-3, 0, (n, n))) * (random.random((n, n)) < 0.08)
+    A = np.triu(A, 1) + np.triu(A, 1).T
+    A = A[np.ix_(A.any(1), A.any(1))]
+    draw = q_nulls.strength_preserving(A)
+    for i in range(8):
+        assert is_valid_adjacency_matrix(torch.from_numpy(draw(np.random.default_rng(i))))
+
+
 def test_rotation_keeps_the_spectrum():
     random = np.random.default_rng(0)
     C = np.cov(random.normal(size=(12, 40)))

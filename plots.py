@@ -45,7 +45,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "text.hinting": "none",  # hinted text has other widths at other resolutions, and the layout is found at one
-    "figure.dpi": 98,
+    "figure.dpi": 95,
     "savefig.dpi": 200,
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "figures",

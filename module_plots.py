@@ -62,6 +62,7 @@ def modules_vs_regularization(results, value="score"):
             title="upstream" if family is UPSTREAM else "downstream",
             handlelength=3,
         )
+    crop(axes[0, 0], findings.usable(modules, results.models), value, ["assoc"])
     caption(fig, modules)
     return fig
 
@@ -98,8 +99,17 @@ def modules_by_layer(results, regularizer, value="score", authors=None):
     for ax in axes[:, 0]:
         ax.set_ylabel(VALUES[value])
     legend_of_layers(fig, layers, len(authors_values(authors, results, METHODS[0], layers[0], value)) > 0)
+    crop(axes[0, 0], findings.usable(rows, results.models), value, ["assoc", "layer"])
     caption(fig, results.modules, regularizer)
     return fig
+
+
+def crop(ax, table, value, by):
+    """Ends the y axis at 1.5 times the highest mean in a table: the z of a failed network may be in the hundreds."""
+    means = findings.means_by(table.dropna(subset=value), ["part", "l2", "l1", "drop", *by], value)
+    highest = means[["mean", "high"]].max(axis=None)
+    if highest > 0:
+        ax.set_ylim(top=min(ax.get_ylim()[1], 1.5 * highest))
 
 
 def authors_values(authors, results, method, layer, value):

@@ -85,6 +85,17 @@ def test_single_networks_can_be_drawn_without_empty_panels():
     assert all("ρ = " in title and "nan" not in title for title in titles)
 
 
+def test_a_failed_networks_z_does_not_squeeze_the_others():
+    found = made_up.results("mnist-base")
+    found.modules.loc[(found.modules["part"] == "l2") & (found.modules["l2"] > 0.09), "rotation_z"] = 215.0
+    highest = findings.usable(found.modules, found.models)["rotation_z"].max()
+    for drawn in (
+        module_plots.modules_vs_regularization(found, "rotation_z"),
+        module_plots.modules_by_layer(found, "l2", "rotation_z"),
+    ):
+        assert all(0.1 < ax.get_ylim()[1] < 2 * highest for ax in drawn.axes if ax.has_data())
+
+
 def test_lines_go_through_the_means_of_the_table(found):
     drawn = module_plots.modules_by_layer(found, "drop")
     panel = drawn.axes[METHODS.index("forward_jac")]

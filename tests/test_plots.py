@@ -96,6 +96,13 @@ def test_a_failed_networks_z_does_not_squeeze_the_others():
         assert all(0.1 < ax.get_ylim()[1] < 2 * highest for ax in drawn.axes if ax.has_data())
 
 
+def test_an_accuracy_of_one_is_in_the_figure():
+    models = made_up.results("demo").models.assign(train_acc=1.0)
+    panel = plots.accuracy_vs_regularization(models).axes[0]
+    top = panel.get_ylim()[1]
+    assert all(np.max(line.get_ydata()) < top for line in panel.lines)
+
+
 def test_lines_go_through_the_means_of_the_table(found):
     drawn = module_plots.modules_by_layer(found, "drop")
     panel = drawn.axes[METHODS.index("forward_jac")]

@@ -8,7 +8,7 @@
 # then the similarities of its units, their modules, and the modules' agreement. Untrained networks get all of it.
 # JOBS processes (default: number of cores, or of GPUs) work side by side on batches of BATCH runs (default 10).
 # ENGINE=parallel or slurm uses several machines, see engines.sh.
-# On two cores demo takes a minute or two, mnist-base about an hour; 1.5 MB of disk a network.
+# On two cores demo takes a minute or two, mnist-base about half an hour; 1.5 MB of disk a network.
 set -euo pipefail
 cd "$(dirname "$0")"
 source engines.sh

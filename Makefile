@@ -26,7 +26,7 @@ demo: install
 	./train.sh demo
 	./eval.sh logs-demo-*
 	$(MAKE) report EXPERIMENT=demo
-	@$(PYTHON) summary.py demo
+	@$(PYTHON) -m report.summary demo
 
 # The empty addresses keep the page from loading scripts from the web: it opens from disk, complete.
 report: install
@@ -39,8 +39,8 @@ report: install
 figures: install
 	set -e; for experiment in $(STUDY); do \
 	    $(MAKE) report EXPERIMENT=$$experiment; \
-	    $(PYTHON) summary.py $$experiment --tables >figures/$$experiment.md; \
-	    $(PYTHON) sensitivity.py $$experiment >>figures/$$experiment.md; \
+	    $(PYTHON) -m report.summary $$experiment --tables >figures/$$experiment.md; \
+	    $(PYTHON) -m report.sensitivity $$experiment >>figures/$$experiment.md; \
 	done
 
 test: install
@@ -48,6 +48,7 @@ test: install
 
 lint: install
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check --quiet .
 
 faults: install
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.fault_injection

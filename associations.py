@@ -8,15 +8,18 @@ Four similarities of units i, j with activations h, input x, logits y and cross-
 and each with `_norm`, divided by the square roots of both diagonal entries. Units of a convolutional layer are its
 channels; each quantity is taken per location and averaged over all of them. `associations` computes all in one pass.
 """
+
+import itertools
 import warnings
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from derivatives import (
+from numerics.derivatives import (
     by_unit,
     careful_arithmetic,
     chain_input_jacobians,
@@ -33,10 +36,34 @@ from derivatives import (
     run_chain,
     second_derivatives_vanish,
 )
-from gram_sums import Covariance, GramSum, SampledGramSum, diagonal_blocks, gram, normalized
+from numerics.running_sums import Covariance, GramSum, SampledGramSum, diagonal_blocks, gram, normalized
 
-METHODS = ("forward_cov", "forward_jac", "backward_jac", "backward_hess")
-ALL_METHODS = METHODS + tuple(f"{method}_norm" for method in METHODS)
+
+class Method(NamedTuple):
+    """A similarity of units: upstream (what drives a unit) or downstream (what it drives), and how figures draw it."""
+
+    name: str
+    family: str
+    color: str
+    marker: str
+    shown: bool = False  # in figures that have room for a few matrices only
+
+
+METHOD_TABLE = (  # colours: Okabe & Ito's, and two of Tol's: cool upstream, warm downstream
+    Method("forward_cov", "upstream", "#0072B2", "o", shown=True),
+    Method("forward_jac", "upstream", "#56B4E9", "s", shown=True),
+    Method("forward_cov_norm", "upstream", "#332288", "D"),
+    Method("forward_jac_norm", "upstream", "#009E73", "^"),
+    Method("backward_jac", "downstream", "#D55E00", "o", shown=True),
+    Method("backward_hess", "downstream", "#E69F00", "s", shown=True),
+    Method("backward_jac_norm", "downstream", "#882255", "D"),
+    Method("backward_hess_norm", "downstream", "#CC79A7", "^"),
+)
+METHODS = tuple(method.name for method in METHOD_TABLE)
+BASE_METHODS = tuple(name for name in METHODS if not name.endswith("_norm"))
+UPSTREAM = tuple(method.name for method in METHOD_TABLE if method.family == "upstream")
+DOWNSTREAM = tuple(method.name for method in METHOD_TABLE if method.family == "downstream")
+PAIRS = tuple(":".join(sorted(pair)) for pair in itertools.combinations_with_replacement(METHODS, 2))
 
 # Error and cost, Cifar10Fast(channels=(16, 32, 64, 64)) trained to 71% on CIFAR-10 (JPEG copy). In images × directions:
 #                      240    960   3,840   15,360   61,440
@@ -74,16 +101,28 @@ class Associations:
     @property
     def sign(self):
         """{base method: [(d, d) int8 signs]}: sign · assoc is the signed matrix. NaN counts as 0."""
-        return {method: [_sign(a) for a in value] if isinstance(value, list) else _sign(value)
-                for method, value in self.signed.items()}
+        return {
+            method: [_sign(a) for a in value] if isinstance(value, list) else _sign(value)
+            for method, value in self.signed.items()
+        }
 
 
 def _sign(matrix):
     return matrix.nan_to_num().sign().to(torch.int8)
 
 
-def associations(model, batches, *, methods=ALL_METHODS, layers=None, combined=False, jac_directions=JAC_DIRECTIONS,
-                 output_directions=OUTPUT_DIRECTIONS, seed=0, progress=False):
+def associations(
+    model,
+    batches,
+    *,
+    methods=METHODS,
+    layers=None,
+    combined=False,
+    jac_directions=JAC_DIRECTIONS,
+    output_directions=OUTPUT_DIRECTIONS,
+    seed=0,
+    progress=False,
+):
     """Association matrices of every hidden layer, in one pass over the data.
 
     Exact to rounding, except: `forward_jac` of layers of a convolutional network with more than 64 units × locations
@@ -94,7 +133,7 @@ def associations(model, batches, *, methods=ALL_METHODS, layers=None, combined=F
         model: in evaluation mode; returns (hidden, logits), or logits alone if `layers` is given.
         batches: iterable of (x, y), float inputs (B, …) and int64 labels (B,), on the model's device. Read once. Memory
             grows with the batch, not with the data.
-        methods: which of ALL_METHODS; a method and its `_norm` cost the same as either.
+        methods: which of METHODS; a method and its `_norm` cost the same as either.
         layers: names of modules whose outputs (B, units, *locations) are analysed; None: the model's own `hidden`.
         combined: also one matrix over the units of all layers, in their order; all layers must be dense.
         jac_directions: random input directions for each image, even.
@@ -116,10 +155,10 @@ def associations(model, batches, *, methods=ALL_METHODS, layers=None, combined=F
 
 
 def _base_methods(methods):
-    unknown = sorted(set(methods) - set(ALL_METHODS))
+    unknown = sorted(set(methods) - set(METHODS))
     if unknown or not methods:
-        raise ValueError(f"unknown methods {unknown}; there are {', '.join(ALL_METHODS)}")
-    return [base for base in METHODS if base in methods or f"{base}_norm" in methods]
+        raise ValueError(f"unknown methods {unknown}; there are {', '.join(METHODS)}")
+    return [base for base in BASE_METHODS if base in methods or f"{base}_norm" in methods]
 
 
 def _even(directions):
@@ -164,8 +203,11 @@ class _Measurement:
         self.groups = [tuple(layers)] if self.combined else [(layer,) for layer in layers]
         self.passes = {group: sum(self.widths[i] * self.locations[i] for i in group) for group in self.groups}
         dense = not any(isinstance(module, CONVOLUTIONS) for module in self.model.modules())
-        self.exact = [group for group in self.groups if self.passes[group] <= MAX_EXACT_PASSES
-                      or (dense and all(len(shapes[i]) == 2 for i in group))]
+        self.exact = [
+            group
+            for group in self.groups
+            if self.passes[group] <= MAX_EXACT_PASSES or (dense and all(len(shapes[i]) == 2 for i in group))
+        ]
         self.check, self.output, self.input = (torch.Generator(x.device).manual_seed(self.seed) for _ in range(3))
 
     def _sum(self, method, group, make):
@@ -183,8 +225,9 @@ class _Measurement:
 
     def _grouped(self, tensors, groups=None):
         """(group, (B, S, d)) for every group, from one tensor a layer."""
-        return [(group, torch.cat([by_unit(tensors[layer]) for layer in group], dim=-1))
-                for group in groups or self.groups]
+        return [
+            (group, torch.cat([by_unit(tensors[layer]) for layer in group], dim=-1)) for group in groups or self.groups
+        ]
 
     # Chains of linear layers and ReLUs
 
@@ -216,8 +259,10 @@ class _Measurement:
         few = x[: max(1, min(CHECKED, len(x) // 2))]
         few_hidden, few_logits = self.run(few)
         if not examples_are_independent(logits, few_logits):
-            raise ValueError("the network is random, or its examples influence each other, in evaluation mode: "
-                             "the same images get other logits in another batch")
+            raise ValueError(
+                "the network is random, or its examples influence each other, in evaluation mode: "
+                "the same images get other logits in another batch"
+            )
         backward = [method for method in self.methods if method.startswith("backward")]
         if "backward_hess" in backward and not second_derivatives_vanish(few_hidden, few_logits, self.check):
             self._add_hessians(hidden, F.cross_entropy(logits, y, reduction="sum"))
@@ -236,7 +281,8 @@ class _Measurement:
             raise ValueError(
                 "backward_hess: this network is not piecewise linear after its layers, so that a Hessian takes a pass "
                 f"for each unit and location; offered for single layers of up to {MAX_HESSIAN_PASSES} (here {most}). "
-                "Leave out backward_hess, the large layers, or combined")
+                "Leave out backward_hess, the large layers, or combined"
+            )
         for group in self.groups:
             self._exact("backward_hess", group, loss_hessian(hidden[group[0]], loss))
 
@@ -296,7 +342,7 @@ class _Measurement:
         for group in self.exact:
             for images in x.detach().split(max(1, JACOBIAN_FLOATS // (self.passes[group] * x[0].numel()))):
                 images = images.requires_grad_()
-                (_, rows), = self._grouped(self.run(images)[0], [group])
+                ((_, rows),) = self._grouped(self.run(images)[0], [group])
                 self._exact("forward_jac", group, gram(input_jacobian(rows, images).flatten(1).T))
 
     # The result
@@ -307,8 +353,11 @@ class _Measurement:
         result = Associations()
         for base in self.methods:
             self._store(result, base, [name for name in (base, f"{base}_norm") if name in methods])
-        broken = [name for name, value in result.assoc.items()
-                  if any(a.isnan().any() for a in (value if isinstance(value, list) else [value]))]
+        broken = [
+            name
+            for name, value in result.assoc.items()
+            if any(a.isnan().any() for a in (value if isinstance(value, list) else [value]))
+        ]
         if broken:
             warnings.warn(f"there are NaN entries in {', '.join(broken)}", stacklevel=3)
         return result
@@ -322,11 +371,14 @@ class _Measurement:
             self._put(result.assoc, name, [function((mean + mean.T) / 2).abs().float() for mean in means])
         if any(s.sampled for s in sums):
             for name in names:
-                errors = [s.stderr(self.n, name.endswith("_norm")) if s.sampled else torch.zeros_like(mean)
-                          for s, mean in zip(sums, means, strict=True)]
+                errors = [
+                    s.stderr(self.n, name.endswith("_norm")) if s.sampled else torch.zeros_like(mean)
+                    for s, mean in zip(sums, means, strict=True)
+                ]
                 self._put(result.stderr, name, [error.float().cpu() for error in errors])
-            result.halves[base] = [tuple(half.abs().float().cpu() for half in s.half_means(self.n))
-                                   if s.sampled else None for s in sums]
+            result.halves[base] = [
+                tuple(half.abs().float().cpu() for half in s.half_means(self.n)) if s.sampled else None for s in sums
+            ]
 
     def _put(self, results, name, matrices):
         """Stores one matrix a layer; a combined matrix under its own name, and its diagonal blocks as the layers'."""

@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 
 from modularity import girvan_newman
-from optimize_q import jit
+from numerics.search import jit
 
 ALIGN_VERSION = 100
 BATCH = 2**20  # random numbers held at once while the null is drawn

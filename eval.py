@@ -7,6 +7,7 @@ For a checkpoint: losses, accuracies and norms; the similarities of its hidden u
 similarity gives; and how far the modules agree. What is there already is not computed again. For a run: the first of
 these for each of its checkpoints, then `best.ckpt` is linked to the one with the lowest val_loss, which gets the rest.
 """
+
 import argparse
 import functools
 import itertools
@@ -19,28 +20,24 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-import checkpoint
-import cli
-import datasets
-import grids
 import models
-from associations import ALL_METHODS, JAC_DIRECTIONS, associations
-from checkpoint import CheckpointError
-from cli import UserError
+from associations import JAC_DIRECTIONS, METHODS, associations
 from comparison import ALIGN_VERSION, align_modules
 from models import norms
 from modularity import DEFAULT_NULL_DRAWS, MODULES_VERSION, find_modules
+from study import checkpoints, cli, datasets, grids, runs
+from study.checkpoints import BASIC_METRICS
+from study.cli import UserError
+from study.files import FileError, locked
 
-LOSSES = [f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "acc")]
-NORMS = ["l1_norm", "l2_norm", "sparsity", "nuc_norm"]
-BASIC_METRICS = LOSSES + NORMS
+NORMS = ("l1_norm", "l2_norm", "nuc_norm", "sparsity")
 BATCH_SIZE = 500
 CONVOLUTIONAL_BATCH_SIZE = 50  # associations hold every layer's activations and derivatives for one batch
 
 
 def main(args):
     """Evaluates everything the arguments name; a failure does not stop the others."""
-    for given, known in ((args.metrics, BASIC_METRICS), (args.methods, ALL_METHODS)):
+    for given, known in ((args.metrics, BASIC_METRICS), (args.methods, METHODS)):
         unknown = [name for name in given if name not in known]
         if unknown:
             raise UserError(f"unknown metric {unknown[0]!r}: expected some of {', '.join(known)}")
@@ -68,11 +65,11 @@ def evaluate_run(run_dir, args):
     files = sorted(path for path in (run_dir / "weights").glob("*.ckpt") if not path.is_symlink())
     if not files:
         raise UserError(f"{run_dir}: no checkpoint in it")
-    if (run_dir / "run.json").exists() and grids.state(run_dir)[0] != "done":
+    if (run_dir / "run.json").exists() and runs.state(run_dir)[0] != "done":
         raise UserError(f"{run_dir}: its training is not finished; run train.sh again, then evaluate")
     val_loss = {path: evaluate(path, args, basics_only=True)["val_loss"] for path in files}
     best = min((path for path in files if path.name != "last.ckpt"), key=val_loss.get, default=files[0])
-    checkpoint.link_best(run_dir / "weights", best)
+    checkpoints.link_best(run_dir / "weights", best)
     return evaluate(best, args)
 
 
@@ -80,21 +77,21 @@ def evaluate(path, args, basics_only=False):
     """Computes what a checkpoint lacks, writes it back after each step, and returns the checkpoint."""
     started, done = time.time(), []
     if path.name == "best.ckpt" and not path.exists():
-        path = checkpoint.repair_best(path.parent)
+        path = checkpoints.repair_best(path.parent)
     steps = steps_of(args)[: 1 if basics_only else None]
-    stored = checkpoint.read(path, mmap=True)
+    stored = checkpoints.read(path, mmap=True)
     if not any(missing(stored, args) for _, missing, _ in steps):
         return stored
     path = path.resolve()
-    if path.parent.name == "weights" and grids.is_locked(path.parent.parent):
+    if path.parent.name == "weights" and runs.is_locked(path.parent.parent):
         raise UserError(f"{path}: its run is being trained; evaluate it when that has finished")
-    with checkpoint.locked(path.parent):
-        stored = checkpoint.read(path)
+    with locked(path.parent):
+        stored = checkpoints.read(path)
         for name, missing, add in steps:
             names = missing(stored, args)
             if names:
                 add(stored, args, names)
-                checkpoint.write(path, stored)
+                checkpoints.write(path, stored)
                 done.append(f"{len(names)} {name}")
     tqdm.write(f"{path}: {', '.join(done) or 'complete'} in {time.time() - started:.1f} s")
     return stored
@@ -233,9 +230,9 @@ def model_and_splits(stored, args):
         model = models.build(h["dataset"], h["drop"], h["model_args"]).eval().to(device)
         model.load_state_dict({name.removeprefix("model."): value for name, value in stored["state_dict"].items()})
     except KeyError as error:
-        raise CheckpointError(f"not a checkpoint of this study: it lacks {error}") from None
+        raise FileError(f"not a checkpoint of this study: it lacks {error}") from None
     except (TypeError, RuntimeError) as error:
-        raise CheckpointError(f"its weights do not fit its model: {' '.join(str(error).split())[:200]}") from None
+        raise FileError(f"its weights do not fit its model: {' '.join(str(error).split())[:200]}") from None
     seed = h.get("seed") or grids.BASE_SEED + h["run"]
     return model, splits_of(h["dataset"], args.data_dir, seed, h.get("train_val_split", 0.9), device)
 
@@ -264,7 +261,7 @@ def parser():
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--metrics", type=names, default=BASIC_METRICS, help="basic metrics, comma-separated")
     p.add_argument("--skip-modularity", action="store_true", help="basic metrics only")
-    p.add_argument("--modularity-metrics", dest="methods", type=names, default=ALL_METHODS, help="association methods")
+    p.add_argument("--modularity-metrics", dest="methods", type=names, default=METHODS, help="association methods")
     p.add_argument("--modularity-combined", action="store_true", help="also one matrix over all (dense) layers")
     p.add_argument("--skip-alignment", action="store_true", help="do not compare the methods' modules")
     p.add_argument("--target-entropy", type=float, default=0.15, help="of the Monte Carlo chain's choices, in nats")

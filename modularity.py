@@ -10,10 +10,9 @@ import math
 import numpy as np
 import torch
 
-import optimize_q
-import q_nulls
-from q_arrays import adjacency_problem, modularity_matrix, one_hot, start_labels
-from spectral_q import spectral_labels
+from numerics import nulls, search
+from numerics.adjacency import adjacency_problem, modularity_matrix, one_hot, start_labels
+from numerics.spectral import spectral_labels
 
 MODULES_VERSION = 101
 DEFAULT_NULL_DRAWS = 20
@@ -214,7 +213,7 @@ def _room(max_clusters: int | None, n: int) -> int:
 
 def _stream(seed: int | None, *stream: int) -> np.ndarray:
     seed = np.random.SeedSequence().entropy if seed is None else seed
-    return optimize_q.random_state(seed, *stream)
+    return search.random_state(seed, *stream)
 
 
 def _ties(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -224,13 +223,13 @@ def _ties(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _chain(B, q0, labels, room, steps, target_entropy, state):
     histories = np.empty((3, steps))
-    best = optimize_q.run_chain(B, q0, labels.copy(), *_ties(len(B)), room, target_entropy, state, *histories)
+    best = search.run_chain(B, q0, labels.copy(), *_ties(len(B)), room, target_entropy, state, *histories)
     return best, *histories
 
 
 def _refine(B, labels, rounds, state):
     labels = labels.copy()
-    optimize_q.iterated_local_search(B, labels, *_ties(len(B)), rounds, state)
+    search.iterated_local_search(B, labels, *_ties(len(B)), rounds, state)
     return labels
 
 
@@ -308,11 +307,11 @@ def find_modules(
             labels, _ = _search(B, q0, seed, steps, target_entropy, stream, i)
             yield _q(B, q0, labels)
 
-    shuffled = null_scores(q_nulls.strength_preserving, adj.numpy(), STRENGTH_NULL)
-    modules |= q_nulls.significance(effort_score, list(shuffled))
+    shuffled = null_scores(nulls.strength_preserving, adj.numpy(), STRENGTH_NULL)
+    modules |= nulls.significance(effort_score, list(shuffled))
     if signed is not None:
-        rotated = null_scores(q_nulls.rotation, signed, ROTATION_NULL)
-        modules |= _prefixed("rotation_", q_nulls.significance(effort_score, list(rotated)))
+        rotated = null_scores(nulls.rotation, signed, ROTATION_NULL)
+        modules |= _prefixed("rotation_", nulls.significance(effort_score, list(rotated)))
     return modules | {"null_draws": null_draws, "version": MODULES_VERSION}
 
 
@@ -343,7 +342,7 @@ def _no_modules(adj: torch.Tensor, null_draws: int, rotated: bool) -> dict:
     modules = {"adj": adj, "clusters": empty, "num_clusters": 0.0, "mc_clusters": empty.clone()}
     modules |= dict.fromkeys(("score", "mc_score", "null_effort_score"), math.nan)
     modules |= {key: torch.zeros(0) for key in ("mc_scores", "mc_temperatures", "mc_entropies")}
-    statistics = q_nulls.significance(math.nan, [])
+    statistics = nulls.significance(math.nan, [])
     if rotated:
         modules |= _prefixed("rotation_", statistics)
     return modules | statistics | {"null_draws": null_draws, "version": MODULES_VERSION}

@@ -6,8 +6,8 @@ writes `logs/mnist_sup_l2=0.00001_drop=0.30000/`: TensorBoard events, `weights/`
 and the link `best.ckpt`) and `run.json`, which says how far the run is. Started again, a finished run is skipped and an
 interrupted one goes on exactly as if it had not been interrupted. With --max-epochs 0 it writes `dummy.ckpt` instead.
 """
+
 import argparse
-import contextlib
 import json
 import logging
 import platform
@@ -18,12 +18,9 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-import cli
-import datasets
-import grids
 import models
-from cli import UserError
+from study import checkpoints, cli, datasets, grids
+from study.runs import finished, run_identity, run_lock, write_record
 
 
 def main(args):
@@ -49,50 +46,6 @@ def main(args):
             write_record(run_dir, identity, finished=True, **outcome)
 
 
-def run_identity(args, run):
-    """All that determines a run's result."""
-    identity = {name: getattr(args, name) for name in grids.HYPERPARAMETERS}
-    seed = grids.BASE_SEED + run if args.seed is None else args.seed
-    return identity | {"run": run, "seed": seed, "untrained": args.max_epochs == 0}
-
-
-def finished(run_dir, identity, max_epochs):
-    """Whether a run's directory holds its finished result.
-
-    Raises: UserError if it holds a run with other hyperparameters, or one of another program.
-    """
-    try:
-        record = json.loads((run_dir / "run.json").read_text())
-        theirs = record["hyperparameters"]
-    except FileNotFoundError:
-        if (run_dir / "weights").exists() or (run_dir / "dummy.ckpt").exists():
-            raise UserError(f"{run_dir} holds checkpoints but no run.json; choose another --save-dir") from None
-        return False
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{run_dir}/run.json cannot be read; choose another --save-dir") from None
-    other = [f"{name} {theirs.get(name)!r}, not {x!r}" for name, x in identity.items() if theirs.get(name) != x]
-    if other:
-        raise UserError(f"{run_dir} holds another run ({'; '.join(other)}); choose another --save-dir")
-    return bool(record.get("finished")) and (record["early_stopped"] or record["epochs"] >= max_epochs)
-
-
-@contextlib.contextmanager
-def run_lock(run_dir):
-    """Creates a run's directory and holds its lock. Yields False if another process holds it."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create {run_dir}: {error.strerror}") from None
-    with checkpoint.locked(run_dir, wait=False) as obtained:
-        yield obtained
-
-
-def write_record(run_dir, identity, **outcome):
-    """Writes `run.json`: what the run is, and how it ended once it has."""
-    record = {"hyperparameters": identity, **outcome}
-    checkpoint.write_bytes(run_dir / "run.json", json.dumps(record, indent=1).encode() + b"\n")
-
-
 def write_untrained(run_dir, identity):
     """Writes a freshly initialised network as `dummy.ckpt`."""
     h = {name: identity[name] for name in grids.HYPERPARAMETERS}
@@ -100,7 +53,7 @@ def write_untrained(run_dir, identity):
         torch.manual_seed(h["seed"])
         model = models.build(h["dataset"], h["drop"], h["model_args"])
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
-    checkpoint.write(run_dir / "dummy.ckpt", {"hyper_parameters": h, "state_dict": state})
+    checkpoints.write(run_dir / "dummy.ckpt", {"hyper_parameters": h, "state_dict": state})
     print(f"{run_dir / 'dummy.ckpt'}: written, untrained")
     return {"epochs": 0, "early_stopped": False, "versions": versions()}
 
@@ -111,15 +64,15 @@ def train(run_dir, identity, args):
     from pytorch_lightning import callbacks
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
-    from lightning_io import DurableIO, StopIfStopped
     from models import LitWrapper
+    from models.resumption import DurableIO, StopIfStopped
 
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     datasets.load(args.dataset, args.data_dir)  # fails here if there is no data
     torch.set_flush_denormal(True)  # weights of pixels that are always 0 decay towards it, and denormal floats are slow
     started = time.time()
     weights, last = run_dir / "weights", run_dir / "weights" / "last.ckpt"
-    resume = checkpoint.read(last) if last.exists() else None
+    resume = checkpoints.read(last) if last.exists() else None
     model = LitWrapper(**{name: identity[name] for name in grids.HYPERPARAMETERS}, data_dir=args.data_dir)
     early = callbacks.EarlyStopping("val_loss", patience=6)
     # The order matters: `last` is written after the three best, so that it knows of them when training resumes from it.
@@ -148,7 +101,7 @@ def train(run_dir, identity, args):
         trainer.fit(model, ckpt_path=str(last) if resume else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    checkpoint.link_best(weights, best.best_model_path)
+    checkpoints.link_best(weights, best.best_model_path)
     epochs, loss = trainer.current_epoch, best.best_model_score.item()
     print(f"{run_dir}: finished after {epochs} epochs in {time.time() - started:.0f} s, best val_loss {loss:.4f}")
     return {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains the networks of one experiment, skipping what is done; run it again after any interruption.
 #
-#   ./train.sh EXPERIMENT [l2|l1|drop|dummy ...]     all parts by default; experiments: see grids.py
+#   ./train.sh EXPERIMENT [l2|l1|drop|dummy ...]     all parts by default; experiments: see study/grids.py
 #   ./train.sh EXPERIMENT [...] --then-eval          and evaluates them when the training has ended
 #   ./train.sh EXPERIMENT [...] --list               print the command lines instead, one a network
 #   ./train.sh EXPERIMENT [...] --status             what is done, running, failed and left, and the time left
@@ -14,7 +14,7 @@
 # On two cores demo takes about a minute, mnist-base about an hour and a half, and 1.5 GB of disk.
 set -euo pipefail
 cd "$(dirname "$0")"
-source engines.sh
+source study/engines.sh
 
 what=run then_eval=false words=() options=()
 while [ $# -gt 0 ]; do
@@ -29,7 +29,7 @@ while [ $# -gt 0 ]; do
 done
 [ ${#words[@]} -gt 0 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2; }
 
-grid() { "$PYTHON" grids.py "$1" "${words[@]}" "${@:2}" --options="${options[*]@Q}"; }
+grid() { "$PYTHON" -m study.jobs "$1" "${words[@]}" "${@:2}" --options="${options[*]@Q}"; }
 lines=$(grid todo --batch "${BATCH:-3}") # a wrong name fails here
 mapfile -t folders < <(grid dirs)
 [ $what != list ] || { grid list; exit; }

@@ -10,6 +10,7 @@ error of sampled input Jacobians falls with the number of directions. Seconds ar
 wall seconds on a GPU. Loops that would take hours are timed on a part, and scaled by passes and images: the loop works
 on whole batches too, without the matrix products that follow its derivatives, so that the ratios are on the low side.
 """
+
 import argparse
 import platform
 import time
@@ -18,12 +19,12 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from associations import JAC_DIRECTIONS, METHODS, associations
-from datasets import SHAPES, Split, load
-from derivatives import by_unit, careful_arithmetic, frozen
-from gram_sums import gram
+from associations import BASE_METHODS, JAC_DIRECTIONS, associations
 from models.cifar10 import Cifar10Fast
 from models.mnist import MnistSupervised
+from numerics.derivatives import by_unit, careful_arithmetic, frozen
+from numerics.running_sums import gram
+from study.datasets import SHAPES, Split, load
 
 # Measuring -----------------------------------------------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ def loop_backward_hess(model, x, y, layer, some):
         torch.autograd.grad(rows[:, s, i].sum(), hidden[layer], retain_graph=True)
 
 
-LOOPS = dict(zip(METHODS, (loop_cov, loop_forward_jac, loop_backward_jac, loop_backward_hess), strict=True))
+LOOPS = dict(zip(BASE_METHODS, (loop_cov, loop_forward_jac, loop_backward_jac, loop_backward_hess), strict=True))
 
 
 # The tables ----------------------------------------------------------------------------------------------------------
@@ -149,22 +150,26 @@ def compare(title, model, split, batch_size, passes, n_stated, **options):
     def ours(methods):
         return lambda: associations(model, split.batches(batch_size), methods=methods, **options)
 
-    extra, process = peak_memory(ours(METHODS), device)
+    extra, process = peak_memory(ours(BASE_METHODS), device)
     forward_passes(model, split.batches(batch_size))
     floor = scale * seconds(lambda: forward_passes(model, split.batches(batch_size)), device)
-    print(f"\n{title}\nbatches of {batch_size}; a forward pass over {n_stated:,} images takes {floor:.3g} s"
-          + (f" (measured on {len(split):,}, × {scale:g})" if scale != 1 else ""))
+    print(
+        f"\n{title}\nbatches of {batch_size}; a forward pass over {n_stated:,} images takes {floor:.3g} s"
+        + (f" (measured on {len(split):,}, × {scale:g})" if scale != 1 else "")
+    )
     print(f"{'method':<22}{'ours, s':>10}{'forward passes':>16}{'loop, s':>12}{'ratio':>10}   loop timed on")
     batch = next(split.batches(batch_size))
     loops = 0.0
-    for method in METHODS:
+    for method in BASE_METHODS:
         spent = scale * seconds(ours([method]), device)
         loop, what = loop_seconds(model, method, batch, n_stated, passes, device)
         loops += loop
         print(f"{method:<22}{spent:>10.3g}{spent / floor:>16.1f}{loop:>12.3g}{loop / spent:>10,.0f}   {what}")
-    everything = scale * seconds(ours(METHODS), device)
-    print(f"{'all, each with _norm':<22}{everything:>10.3g}{everything / floor:>16.1f}{loops:>12.3g}"
-          f"{loops / everything:>10,.0f}")
+    everything = scale * seconds(ours(BASE_METHODS), device)
+    print(
+        f"{'all, each with _norm':<22}{everything:>10.3g}{everything / floor:>16.1f}{loops:>12.3g}"
+        f"{loops / everything:>10,.0f}"
+    )
     print(f"peak memory {extra:,.0f} MB above what was in use, {process:,.0f} MB for the whole process")
     return everything / floor
 
@@ -172,15 +177,23 @@ def compare(title, model, split, batch_size, passes, n_stated, **options):
 def error_curve(model, split, batch_size, directions):
     """Relative standard errors of `forward_jac`, |stderr| / |matrix| (Frobenius), for numbers of directions."""
     device, n = split.images.device, len(split)
-    print(f"\nCifar10Fast, forward_jac from random directions: relative standard error on {n:,} images, and in brackets"
-          f" what it is on 10,000, by √({n:,}/10,000)")
+    print(
+        f"\nCifar10Fast, forward_jac from random directions: relative standard error on {n:,} images, and in brackets"
+        f" what it is on 10,000, by √({n:,}/10,000)"
+    )
     print(f"{'directions':>10}{'s/image':>10}" + "".join(f"{f'h{layer}':>17}" for layer in range(6)))
     for count in directions:
         found = []
-        spent = seconds(lambda count=count, found=found: found.append(
-            associations(model, split.batches(batch_size), methods=["forward_jac"], jac_directions=count)), device)
-        errors = [float(error.norm() / matrix.norm()) for error, matrix in
-                  zip(found[0].stderr["forward_jac"], found[0].assoc["forward_jac"], strict=True)]
+        spent = seconds(
+            lambda count=count, found=found: found.append(
+                associations(model, split.batches(batch_size), methods=["forward_jac"], jac_directions=count)
+            ),
+            device,
+        )
+        errors = [
+            float(error.norm() / matrix.norm())
+            for error, matrix in zip(found[0].stderr["forward_jac"], found[0].assoc["forward_jac"], strict=True)
+        ]
         cells = (f"{error:>9.1%} ({error * (n / 10_000) ** 0.5:.2%})" for error in errors)
         print(f"{count:>10}{spent / n:>10.3f}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
 
@@ -194,19 +207,33 @@ def main(quick=False, device="cpu"):
 
     mnist, kind = test_images("mnist", 10_000, device)
     compare(f"MnistSupervised (64, 64), {kind}", MnistSupervised(), mnist, 200, 64, len(mnist))
-    compare("The same with the combined matrix over both layers", MnistSupervised(), mnist, 200, 64, len(mnist),
-            combined=True)
+    compare(
+        "The same with the combined matrix over both layers",
+        MnistSupervised(),
+        mnist,
+        200,
+        64,
+        len(mnist),
+        combined=True,
+    )
 
     gpu = device.type == "cuda"
     n, batch_size = (10_000, 200) if gpu else (32 if quick else 128, 16)
     images, kind = test_images("cifar10", n, device)
     model = Cifar10Fast()
     multiple = compare(
-        f"Cifar10Fast (64, 128, 256, 256), {kind}", model, images, batch_size, 4 if quick else 16, 10_000)
-    print(f"stated floor 1 + 2·{JAC_DIRECTIONS} + 2·10 = {21 + 2 * JAC_DIRECTIONS} forward passes: "
-          f"{multiple / (21 + 2 * JAC_DIRECTIONS):.2f} of it")
-    error_curve(model, test_images("cifar10", 10_000 if gpu else (32 if quick else 64), device)[0], batch_size,
-                (2, 4, 8) if quick else (2, 4, 8, 16, 32, 64))
+        f"Cifar10Fast (64, 128, 256, 256), {kind}", model, images, batch_size, 4 if quick else 16, 10_000
+    )
+    print(
+        f"stated floor 1 + 2·{JAC_DIRECTIONS} + 2·10 = {21 + 2 * JAC_DIRECTIONS} forward passes: "
+        f"{multiple / (21 + 2 * JAC_DIRECTIONS):.2f} of it"
+    )
+    error_curve(
+        model,
+        test_images("cifar10", 10_000 if gpu else (32 if quick else 64), device)[0],
+        batch_size,
+        (2, 4, 8) if quick else (2, 4, 8, 16, 32, 64),
+    )
 
 
 def processor():

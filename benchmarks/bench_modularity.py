@@ -8,6 +8,7 @@ Prints the quality of the searches on the reference matrices and on generated on
 recomputation; and how cost and quality grow with the number of units. Seconds are process CPU seconds on one thread,
 after compilation. Reference matrices: tests/reference.
 """
+
 import argparse
 import json
 import multiprocessing
@@ -30,6 +31,7 @@ from modularity import (
     refine_modularity,
     spectral_modularity,
 )
+from numerics.leiden import graph_of, leiden
 
 REFERENCE = Path(__file__).parent.parent / "tests" / "reference"
 ROUNDING = 1e-9
@@ -74,20 +76,6 @@ def table(title, head, rows):
 # ---- other programs: imported late, as comparison.py is, so that they do not count as memory of a search ------------
 
 
-def graph_of(A):
-    import igraph
-
-    return igraph.Graph.Weighted_Adjacency(A.double().numpy(), mode="undirected", loops=False)
-
-
-def leiden(graph, seed, iterations=-1):
-    import leidenalg
-
-    kind = leidenalg.ModularityVertexPartition
-    found = leidenalg.find_partition(graph, kind, weights="weight", seed=seed, n_iterations=iterations)
-    return one_hot(found.membership)
-
-
 def igraph_leiden(graph, seed):
     random.seed(seed)
     found = graph.community_leiden(objective_function="modularity", weights="weight", n_iterations=-1)
@@ -115,14 +103,14 @@ def quality(matrices, title, runs):
         "spectral": (1, lambda A, _, __: spectral_modularity(A)),
         "chain": (runs, chain),
         "chain, refined": (5, lambda A, graph, seed: refine_modularity(A, chain(A, graph, seed), seed=seed)),
-        "Leiden": (runs, lambda _, graph, seed: leiden(graph, seed)),
+        "Leiden": (runs, lambda _, graph, seed: one_hot(leiden(graph, seed))),
         "Louvain": (runs, lambda _, graph, seed: louvain(graph, seed)),
     }
     rows = []
     for name, (count, method) in methods.items():
         reached, best_reached, shortfall, alike = [], [], [], []
         for best, A in matrices.values():
-            graph = graph_of(A)
+            graph = graph_of(A.numpy())
             found = [method(A, graph, seed) for seed in range(count)]
             q = np.array([girvan_newman(A, P).item() for P in found])
             live = A.sum(1) > 1e-9 * A.sum(1).max()
@@ -164,11 +152,11 @@ def against_leiden(count, runs):
     for i in range(count):
         kind, n = kinds[i % 5], sizes[(i // 5) % 10]
         A = generated(n, kind, i)
-        graph = graph_of(A)
+        graph = graph_of(A.numpy())
         start = time.process_time()
         q = girvan_newman(A, refine_modularity(A, seed=0)).item()
         middle = time.process_time()
-        rival = max(girvan_newman(A, leiden(graph, seed)).item() for seed in range(runs))
+        rival = max(girvan_newman(A, one_hot(leiden(graph, seed))).item() for seed in range(runs))
         results[kind].append((q - rival, middle - start, time.process_time() - middle, n))
     rows = []
     for kind, values in results.items():
@@ -360,8 +348,8 @@ def growth(sizes):
             seconds, chain, q, peak, before = queue.get()
             process.join()
             A = large_matrix(n, groups)
-            graph, others = graph_of(A), []
-            for method in (igraph_leiden, lambda g, s, n=n: leiden(g, s, -1 if n < 4096 else 2)):
+            graph, others = graph_of(A.numpy()), []
+            for method in (igraph_leiden, lambda g, s, n=n: one_hot(leiden(g, s, -1 if n < 4096 else 2))):
                 start = time.process_time()
                 others += [girvan_newman(A, method(graph, 0)).item(), time.process_time() - start]
             rows.append(["8 groups" if groups else "noise", n, f"{seconds:.2f}", f"{peak:.0f} ({peak - before:.0f})",

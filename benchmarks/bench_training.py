@@ -4,6 +4,7 @@
 
 One process, one thread (the data loader's two workers come on top and are counted). CPU seconds, medians over epochs.
 """
+
 import argparse
 import itertools
 import resource
@@ -18,10 +19,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-import datasets
-import grids
 import models
 import train
+from study import datasets, grids
 
 
 class OneByOne(Dataset):

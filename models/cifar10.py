@@ -1,4 +1,5 @@
 """A small pre-activation residual network for CIFAR-10."""
+
 import torch
 from torch import nn
 from torch.nn import functional as F

@@ -1,4 +1,5 @@
 """The LightningModule that trains one network of the study."""
+
 import itertools
 import math
 
@@ -6,10 +7,10 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
-import datasets
-import models
-from grids import BASE_SEED, uid
 from models import norms
+from models.build import build
+from study import datasets
+from study.grids import BASE_SEED, uid
 
 STEPS_AT_A_TIME = 10  # optimiser steps between two visits to Lightning's loop, whose cost is about that of one step
 
@@ -88,7 +89,7 @@ class LitWrapper(pl.LightningModule):
         self.data_dir = data_dir
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = models.build(dataset, drop, model_args)
+            self.model = build(dataset, drop, model_args)
 
     def forward(self, x):
         return self.model(x)

@@ -1,4 +1,5 @@
 """The fully connected MNIST classifier (and, with the same code, its wide and deep variants)."""
+
 from itertools import pairwise
 
 import torch

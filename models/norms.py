@@ -2,6 +2,7 @@
 
 Each function takes a module and returns a scalar tensor; `by_layer` applies one to every such parameter on its own.
 """
+
 import torch
 
 

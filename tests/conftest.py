@@ -1,4 +1,5 @@
 """What the tests share."""
+
 from pathlib import Path
 
 import numpy as np

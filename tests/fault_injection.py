@@ -8,6 +8,7 @@ started again until it finishes, and must leave what an undisturbed run leaves, 
 scheduler, early stopping, kept files, chosen best checkpoint, logged scalars, evaluation. Then checkpoints are damaged
 and read.
 """
+
 import argparse
 import json
 import logging
@@ -57,7 +58,7 @@ def start_server():
 
 def work(program, words, log, fatal_operation):
     """In a process of its own: runs train.py or eval.py, killed before its n-th operation on files if n > 0."""
-    import cli
+    from study import cli
 
     tqdm.set_lock(threading.RLock())  # its own one is shared between processes, which do not live to give it back
     sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115
@@ -170,7 +171,7 @@ def scalars(run_dir):
 
 def differences(run_dir, reference):
     """What distinguishes a run from the undisturbed one: a list of words, empty if nothing does."""
-    import checkpoint
+    from study import checkpoints
 
     found = []
     kept, expected = (sorted(path.name for path in (run / "weights").iterdir()) for run in (run_dir, reference))
@@ -180,7 +181,7 @@ def differences(run_dir, reference):
     if links[0] != links[1]:
         found.append(f"best: {links}")
     for name in (name for name in expected if name.endswith(".ckpt")):
-        ours, theirs = (comparable(checkpoint.read(run / "weights" / name)) for run in (run_dir, reference))
+        ours, theirs = (comparable(checkpoints.read(run / "weights" / name)) for run in (run_dir, reference))
         found += [f"{name}: {key}" for key in ours.keys() | theirs.keys() if not same(ours.get(key), theirs.get(key))]
     if scalars(run_dir) != scalars(reference):
         found.append("scalars")
@@ -312,15 +313,15 @@ def corrupted(data, rng):
 
 def read_damaged(path, n, rng):
     """Reads n damaged variants of a checkpoint; how many were equal to it, refused in one line, or wrong."""
-    import checkpoint
+    from study import checkpoints, files
 
-    original, data, outcomes = checkpoint.read(path), Path(path).read_bytes(), Counter(equal=0, refused=0, wrong=0)
+    original, data, outcomes = checkpoints.read(path), Path(path).read_bytes(), Counter(equal=0, refused=0, wrong=0)
     with tempfile.NamedTemporaryFile(suffix=".ckpt") as file:
         for _ in range(n):
             Path(file.name).write_bytes(corrupted(data, rng))
             try:
-                outcomes["equal" if same(checkpoint.read(file.name), original) else "wrong"] += 1
-            except checkpoint.CheckpointError as error:
+                outcomes["equal" if same(checkpoints.read(file.name), original) else "wrong"] += 1
+            except files.FileError as error:
                 outcomes["wrong" if "\n" in str(error) else "refused"] += 1
     return outcomes
 

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-import grids
-from results import Results
-from tables import ALIGN_FIELDS, BASIC_METRICS, METHODS, MODULE_FIELDS, PAIRS, UPSTREAM
+from analysis import ALIGN_FIELDS, MODULE_FIELDS
+from associations import METHODS, PAIRS, UPSTREAM
+from report.experiments import Results
+from study import grids
+from study.checkpoints import BASIC_METRICS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 
@@ -12,13 +13,11 @@ import pytest
 import torch
 
 import analysis
-import grids
-import results
-import summary
-import tables
-from analysis import generate_model_specs, load_data_as_table
-from cli import UserError
-from tables import METHODS, PAIRS, align_metrics, module_metrics
+from analysis import align_metrics, generate_model_specs, load_data_as_table, module_metrics
+from associations import METHODS, PAIRS
+from report import experiments, summary
+from study import grids
+from study.cli import UserError
 
 SPEC = {"dataset": "mnist", "task": "sup", "l2": 1e-5, "l1": 0.0, "drop": 0.3, "run": 1}
 
@@ -194,7 +193,7 @@ def test_the_checkpoint_field_chooses_the_file(tmp_path, checkpoint, name):
 
 def test_files_are_read_by_path_with_the_hyperparameters_they_record(logs):
     path = logs / grids.uid(**SPEC) / "weights" / "last.ckpt"
-    table = tables.load_checkpoints([path], ["test_acc", "modules.forward_cov.0.score"])
+    table = analysis.load_checkpoints([path], ["test_acc", "modules.forward_cov.0.score"])
     assert table["drop"].item() == 0.3 and table["run"].item() == 1 and table["score"].item() == 0.25
 
 
@@ -228,7 +227,7 @@ def test_missing_and_broken_files_are_nan_and_reported_once_at_the_end(logs, cap
 def test_a_long_report_is_cut_short(logs, capsys):
     load_data_as_table([SPEC | {"run": run} for run in range(2, 40)], ["test_acc"], logs)
     report = capsys.readouterr().err
-    assert len(report.splitlines()) == tables.REPORTED + 2 and "and 33 more" in report
+    assert len(report.splitlines()) == analysis.REPORTED + 2 and "and 33 more" in report
 
 
 def test_a_run_with_other_hyperparameters_is_not_taken_for_the_one_asked_for(logs, capsys):
@@ -252,7 +251,7 @@ def demo(tmp_path):
 
 
 def test_an_experiment_has_a_row_per_network_method_and_pair(demo, capsys):
-    found = results.load_experiment("demo", demo)
+    found = experiments.load_experiment("demo", demo)
     assert [len(table) for table in found[:3]] == [20, 20 * 16, 20 * 72]
     assert found.models["part"].value_counts().to_dict() == {"dummy": 8, "l2": 6, "drop": 6, "l1": 0}
     assert found.modules[["score", "z", "test_acc"]].notna().all(axis=None)
@@ -263,31 +262,31 @@ def test_an_experiment_has_a_row_per_network_method_and_pair(demo, capsys):
 
 
 def test_what_trainings_took_is_told_where_it_was_recorded(demo):
-    assert list(summary.training(results.load_experiment("demo", demo))) == []
+    assert list(summary.training(experiments.load_experiment("demo", demo))) == []
     for i, run_dir in enumerate(grids.run_dirs("demo", "drop")[:3]):
         record = {"epochs": 10 + i, "seconds": 1800.0 * i, "versions": {"torch": "9.9"}, "finished": True}
         (demo / run_dir / "run.json").write_text(json.dumps(record))
-    assert list(summary.training(results.load_experiment("demo", demo))) == [
+    assert list(summary.training(experiments.load_experiment("demo", demo))) == [
         "training: 11 epochs (10–12) and 1800 seconds (0–3600), medians and ranges; 1.5 hours in all; torch 9.9"
     ]
 
 
 def test_tables_are_kept_and_renewed_once_a_checkpoint_changes(demo, monkeypatch):
-    first = results.load_experiment("demo", demo)
+    first = experiments.load_experiment("demo", demo)
     with monkeypatch.context() as patch:
-        patch.setattr(results, "_examples", lambda *_: None)
-        patch.setattr(tables, "table_of", lambda *_: pytest.fail("read the checkpoints again"))
-        pd.testing.assert_frame_equal(results.load_experiment("demo", demo).align, first.align)
+        patch.setattr(experiments, "_examples", lambda *_: None)
+        patch.setattr(analysis, "table_of", lambda *_: pytest.fail("read the checkpoints again"))
+        pd.testing.assert_frame_equal(experiments.load_experiment("demo", demo).align, first.align)
     spec = grids.specs("demo", "l2")[0]
     write(demo / "logs-demo-l2", spec, made_up.evaluated(spec, score=0.99), "weights/best.ckpt")
-    assert results.load_experiment("demo", demo).modules["score"].max() == 0.99
+    assert experiments.load_experiment("demo", demo).modules["score"].max() == 0.99
     assert len(list(demo.glob("logs-demo-l2/.table-*"))) == 1
 
 
 def test_an_incomplete_experiment_is_reported_every_time(demo, capsys):
     (demo / "logs-demo-drop" / grids.uid(**grids.specs("demo", "drop")[0]) / "weights" / "best.ckpt").unlink()
     for _ in range(2):
-        found = results.load_experiment("demo", demo)
+        found = experiments.load_experiment("demo", demo)
         assert found.models["test_acc"].isna().sum() == 1
         assert "no such file" in capsys.readouterr().err
 
@@ -295,13 +294,13 @@ def test_an_incomplete_experiment_is_reported_every_time(demo, capsys):
 def test_an_experiment_that_was_never_evaluated_is_one_line(tmp_path):
     (tmp_path / "logs-demo-drop").mkdir()
     with pytest.raises(UserError, match=r"run ./eval.sh logs-demo-\*"):
-        results.load_experiment("demo", tmp_path)
+        experiments.load_experiment("demo", tmp_path)
 
 
 def test_saved_tables_say_the_same_as_the_checkpoints(demo, tmp_path):
-    found = results.load_experiment("demo", demo)
-    results.save_results(found, tmp_path / "results", "demo")
-    saved = results.open_results("demo", logs=tmp_path / "nowhere", folder=tmp_path / "results")
+    found = experiments.load_experiment("demo", demo)
+    experiments.save_results(found, tmp_path / "results", "demo")
+    saved = experiments.open_results("demo", logs=tmp_path / "nowhere", folder=tmp_path / "results")
     for a, b in zip(found[:3], saved[:3], strict=True):
         pd.testing.assert_frame_equal(a, b)
     for a, b in zip(found.examples.itertuples(), saved.examples.itertuples(), strict=True):
@@ -313,7 +312,7 @@ def test_saved_tables_say_the_same_as_the_checkpoints(demo, tmp_path):
 def test_nothing_to_open_is_one_line(tmp_path):
     for name, words in (("demo", "run ./train.sh demo"), ("nonsense", "unknown experiment")):
         with pytest.raises(UserError, match=words) as error:
-            results.open_results(name, tmp_path, tmp_path)
+            experiments.open_results(name, tmp_path, tmp_path)
         assert "\n" not in str(error.value)
 
 
@@ -321,7 +320,7 @@ def test_a_damaged_table_is_one_line(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 nonsense")
     for name in ("t.parquet", "none.parquet"):
         with pytest.raises(UserError, match=name):
-            tables.load_table(tmp_path / name)
+            analysis.load_table(tmp_path / name)
 
 
 # ---- one checkpoint -------------------------------------------------------------------------------------------------
@@ -340,7 +339,8 @@ def test_the_summary_of_a_checkpoint_averages_the_other_methods_of_each_family(t
 
 
 def run(*words, cwd):
-    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(made_up.REPOSITORY)}
+    return subprocess.run([sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def test_the_command_line_prints_and_draws_one_checkpoint(logs):
@@ -359,8 +359,8 @@ def test_the_command_line_fails_in_one_line(tmp_path):
 
 
 def test_the_summary_of_an_experiment_has_five_lines(tmp_path):
-    results.save_results(made_up.results("demo"), tmp_path / "results", "demo")
-    done = run(made_up.REPOSITORY / "summary.py", "demo", cwd=tmp_path)
+    experiments.save_results(made_up.results("demo"), tmp_path / "results", "demo")
+    done = run("-m", "report.summary", "demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 5 and "12 trained and 4 untrained networks" in lines[0] and "(n = 2)" in lines[1]
@@ -369,6 +369,6 @@ def test_the_summary_of_an_experiment_has_five_lines(tmp_path):
 
 @pytest.mark.parametrize("absent", ["dummy", "drop"])
 def test_the_summary_makes_do_without_untrained_or_without_dropped_out_networks(absent):
-    found = results.Results(*(table[table["part"] != absent] for table in made_up.results("demo")))
+    found = experiments.Results(*(table[table["part"] != absent] for table in made_up.results("demo")))
     lines = list(summary.summary("demo", found))
     assert len(lines) == (5 if absent == "dummy" else 2) and ("nan untrained" in lines[-1]) == (absent == "dummy")

@@ -1,4 +1,5 @@
 """Association matrices against slow, obvious implementations, the stored measurements, and what must hold of them."""
+
 import math
 import warnings
 from itertools import pairwise
@@ -13,11 +14,11 @@ from torch.func import hessian, jacrev, jvp, vmap
 from torch.nn import functional as F
 
 import associations as module
-from associations import ALL_METHODS, METHODS, associations
-from derivatives import by_unit, input_tangents, linear_where_linear, run_chain
-from gram_sums import Covariance, SampledGramSum, diagonal_blocks, normalized
+from associations import BASE_METHODS, METHODS, associations
 from models.cifar10 import Cifar10Fast
 from models.mnist import MnistSupervised
+from numerics.derivatives import by_unit, input_tangents, linear_where_linear, run_chain
+from numerics.running_sums import Covariance, SampledGramSum, diagonal_blocks, normalized
 
 # torch.func's first forward-mode call compiles its own decompositions with a deprecated function
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
@@ -71,13 +72,14 @@ def textbook(before, after, x, y):
         h = before(x)
 
     def units(t):  # (…, C, *locations) of one example → (S, C, …)
-        return t.reshape(len(t), -1, *t.shape[h.ndim - 1:]).transpose(0, 1)
+        return t.reshape(len(t), -1, *t.shape[h.ndim - 1 :]).transpose(0, 1)
 
     h_rows = by_unit(h)  # (N, S, C)
     centred = h_rows - h_rows.mean(0)
     per_location["forward_cov"] = torch.einsum("nsi,nsj->ij", centred, centred)
-    totals = {method: 0 for method in METHODS[1:]}
+    totals = {method: 0 for method in BASE_METHODS[1:]}
     for xn, hn, yn in zip(x, h, y, strict=True):
+
         def logits(t):
             return after(t[None])[0]
 
@@ -120,11 +122,11 @@ def test_dense_network_agrees_with_the_reference(reference):
     stored = reference("mlp.npz")
     single = associations(*reference_network(stored, torch.float32), combined=True)
     double = associations(*reference_network(stored, torch.float64), combined=True)
-    for method in ALL_METHODS:
+    for method in METHODS:
         assert scaled_difference(single.assoc[f"{method}_combined"], stored[f"combined__{method}"]) < 3e-5
         for layer in range(3):
             assert scaled_difference(single.assoc[method][layer], stored[f"layer__{method}__{layer}"]) < 3e-5
-    for method in METHODS:
+    for method in BASE_METHODS:
         truth = torch.tensor(stored[f"truth_signed__combined_{method}"])
         assert largest_difference(double.signed[f"{method}_combined"], truth) < 1e-8
         for layer in range(3):
@@ -138,9 +140,9 @@ def test_convolutional_network_agrees_with_the_reference(reference, monkeypatch)
     single = associations(*reference_network(stored, torch.float32))
     double = associations(*reference_network(stored, torch.float64))
     for layer in range(6):
-        for method in ALL_METHODS if layer > 2 else [m for m in ALL_METHODS if "forward_jac" not in m]:
+        for method in METHODS if layer > 2 else [m for m in METHODS if "forward_jac" not in m]:
             assert scaled_difference(single.assoc[method][layer], stored[f"layer__{method}__{layer}"]) < 3e-5
-        for method in METHODS if layer > 2 else [m for m in METHODS if m != "forward_jac"]:
+        for method in BASE_METHODS if layer > 2 else [m for m in BASE_METHODS if m != "forward_jac"]:
             assert scaled_difference(double.signed[method][layer], stored[f"truth_signed__{method}__{layer}"]) < 1e-8
         n_locations = stored[f"hidden__{layer}"][0, 0].size
         hess = torch.tensor(stored[f"truth_signed__backward_hess__{layer}"]) / n_locations
@@ -169,7 +171,7 @@ def test_every_layer_of_a_dense_network_agrees_with_per_example_autodiff(route, 
     found = associations(model, batches_of(x, y, 5), layers=model.names)
     for layer, name in enumerate(model.names):
         expected = textbook(model[: int(name) + 1], model[int(name) + 1 :], x, y)
-        for method in METHODS:
+        for method in BASE_METHODS:
             assert largest_difference(found.signed[method][layer], expected[method]) < 1e-12
     assert not found.stderr
 
@@ -178,15 +180,17 @@ def test_convolutional_layer_agrees_with_per_example_autodiff(monkeypatch):
     monkeypatch.setattr(module, "MAX_EXACT_PASSES", 64)
     model, (x, y) = small_conv(), random_data(7, 2, 6, 6, classes=3)
     found, expected = associations(model, batches_of(x, y, 3)), textbook(model.before, model.after, x, y)
-    for method in METHODS:
+    for method in BASE_METHODS:
         assert largest_difference(found.signed[method][0], expected[method]) < 1e-12
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU, nn.Softplus])
 def test_hessian_after_a_smooth_nonlinearity_is_the_true_one(activation):
     smooth = nn.Sequential(nn.Conv2d(4, 5, 3), activation(), nn.Flatten(), nn.Linear(20, 3))
-    for model, x, y in (small_conv(smooth), *random_data(5, 2, 6, 6, classes=3)), \
-                       (small_dense(activation), *random_data(5, 5, classes=4)):
+    for model, x, y in (
+        (small_conv(smooth), *random_data(5, 2, 6, 6, classes=3)),
+        (small_dense(activation), *random_data(5, 5, classes=4)),
+    ):
         layers = None if isinstance(model, Split) else ["1"]
         before, after = (model.before, model.after) if layers is None else (model[:2], model[2:])
         found, expected = associations(model, batches_of(x, y, 2), layers=layers), textbook(before, after, x, y)
@@ -209,7 +213,7 @@ def test_combined_matrix_holds_the_cross_layer_blocks():
         "backward_jac": torch.einsum("nki,nkj->ij", k1, k2) / len(x),
         "backward_hess": torch.einsum("nki,nkl,nlj->ij", k1, middle, k2) / len(x),
     }
-    for method in METHODS:
+    for method in BASE_METHODS:
         assert largest_difference(both.signed[f"{method}_combined"][:6, 6:], cross[method]) < 1e-12
         for a, b in zip(both.signed[method], alone.signed[method], strict=True):
             assert largest_difference(a, b) < 1e-12
@@ -232,8 +236,8 @@ def test_tangents_are_those_of_forward_mode():
 def test_batch_size_does_not_matter():
     model, (x, y) = small_conv(), random_data(48, 2, 6, 6, classes=3)
     whole, parts = (associations(model, batches_of(x, y, size)) for size in (48, 16))
-    ragged = associations(model, batches_of(x, y, 7), methods=[m for m in METHODS if m != "forward_jac"])
-    for method in METHODS:
+    ragged = associations(model, batches_of(x, y, 7), methods=[m for m in BASE_METHODS if m != "forward_jac"])
+    for method in BASE_METHODS:
         if method != "forward_jac":
             assert largest_difference(ragged.signed[method][0], whole.signed[method][0]) < 1e-12
             assert largest_difference(parts.signed[method][0], whole.signed[method][0]) < 1e-12
@@ -242,7 +246,7 @@ def test_batch_size_does_not_matter():
 def test_one_pass_reads_the_data_once_and_methods_do_not_influence_each_other():
     model, (x, y) = small_conv(), random_data(12, 2, 6, 6, classes=3)
     together = associations(model, iter(batches_of(x, y, 4)))
-    for method in ALL_METHODS:
+    for method in METHODS:
         alone = associations(model, iter(batches_of(x, y, 4)), methods=[method])
         assert list(alone.assoc) == [method]
         assert torch.equal(alone.assoc[method][0], together.assoc[method][0])
@@ -288,7 +292,7 @@ def test_units_permute_and_normalised_matrices_ignore_their_scale(seed, scale, o
             parameter.copy_(parameter[list(order)] * scale)
         model[2].weight.copy_(model[2].weight[:, list(order)] / scale)
     after = associations(model, batches_of(x, y, 4), layers=["1"])
-    for method in METHODS:
+    for method in BASE_METHODS:
         power = scale ** (2 if method.startswith("forward") else -2)
         expected = before.signed[method][0][list(order)][:, list(order)]
         assert (after.signed[method][0] / power - expected).abs().max() <= 1e-9 * expected.abs().max()
@@ -302,11 +306,11 @@ def test_units_permute_and_normalised_matrices_ignore_their_scale(seed, scale, o
 def test_matrices_are_symmetric_and_normalised_entries_at_most_one(seed):
     model, (x, y) = small_dense(seed=seed), random_data(9, 5, classes=4, seed=seed)
     found = associations(model, batches_of(x, y, 4), layers=model.names)
-    for method in ALL_METHODS:
+    for method in METHODS:
         for matrix in found.assoc[method]:
             assert matrix.dtype == torch.float32 and torch.equal(matrix, matrix.T) and (matrix >= 0).all()
             assert not method.endswith("_norm") or matrix.max() <= 1 + 1e-6
-    for method in METHODS:
+    for method in BASE_METHODS:
         for sign, matrix, signed in zip(found.sign[method], found.assoc[method], found.signed[method], strict=True):
             assert sign.dtype == torch.int8
             assert torch.equal(sign * matrix, signed.float())
@@ -435,10 +439,17 @@ def test_hessian_that_would_take_too_long_is_refused(monkeypatch):
     associations(model, data, methods=["forward_cov", "backward_jac"])
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"methods": ["forward_cow"]}, "forward_cow"), ({"methods": []}, "unknown methods"), ({"combined": True}, "dense"),
-    ({"jac_directions": 3}, "even"), ({"layers": ["nowhere"]}, "nowhere"), ({"layers": []}, "no layers"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["forward_cow"]}, "forward_cow"),
+        ({"methods": []}, "unknown methods"),
+        ({"combined": True}, "dense"),
+        ({"jac_directions": 3}, "even"),
+        ({"layers": ["nowhere"]}, "nowhere"),
+        ({"layers": []}, "no layers"),
+    ],
+)
 def test_what_cannot_be_had_is_refused_in_words(options, message):
     with pytest.raises(ValueError, match=message):
         associations(small_conv(), batches_of(*random_data(4, 2, 6, 6, classes=3), 4), **options)
@@ -496,8 +507,17 @@ def test_named_layers_of_a_torchvision_network():
     found = associations(model, [(x, y)], layers=["bn1", "layer4", "fc"])  # bn1's output is overwritten in place
 
     stem = nn.Sequential(model.conv1, model.bn1)
-    rest = nn.Sequential(nn.ReLU(), model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4,
-                         model.avgpool, nn.Flatten(), model.fc)
+    rest = nn.Sequential(
+        nn.ReLU(),
+        model.maxpool,
+        model.layer1,
+        model.layer2,
+        model.layer3,
+        model.layer4,
+        model.avgpool,
+        nn.Flatten(),
+        model.fc,
+    )
     h = stem(x).detach().requires_grad_()
     j = torch.stack([torch.autograd.grad(rest(h)[:, k].sum(), h)[0] for k in range(5)])
     backward_jac = torch.einsum("knist,knjst->ij", j, j) / 3 / 16**2
@@ -524,8 +544,16 @@ def test_layers_that_run_twice_or_never_are_refused():
 
 
 def test_convolutions_made_linear_keep_values_and_gradients():
-    model = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2), nn.BatchNorm2d(4, affine=False),
-                          nn.Conv2d(4, 2, 3, dilation=2, padding="same"), nn.BatchNorm2d(2)).double().eval()
+    model = (
+        nn.Sequential(
+            nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2),
+            nn.BatchNorm2d(4, affine=False),
+            nn.Conv2d(4, 2, 3, dilation=2, padding="same"),
+            nn.BatchNorm2d(2),
+        )
+        .double()
+        .eval()
+    )
     x = random_data(3, 2, 9, 9)[0].requires_grad_()
     plain = model(x)
     weights = torch.randn_like(plain)

@@ -1,4 +1,5 @@
 """Checkpoints are whole, safe to load, and never lost."""
+
 import contextlib
 import errno
 import json
@@ -14,8 +15,8 @@ import pytest
 import torch
 from fault_injection import corrupted, same, start_server
 
-import checkpoint
-from checkpoint import CheckpointError
+from study import checkpoints, files
+from study.files import FileError
 
 CONTENT = {
     "state_dict": {"w": torch.arange(300.0).reshape(20, 15), "n": torch.tensor(3), "none": torch.zeros(0)},
@@ -27,7 +28,7 @@ CONTENT = {
 @pytest.fixture
 def path(tmp_path):
     """A checkpoint with CONTENT."""
-    checkpoint.write(tmp_path / "a.ckpt", CONTENT)
+    checkpoints.write(tmp_path / "a.ckpt", CONTENT)
     return tmp_path / "a.ckpt"
 
 
@@ -38,8 +39,8 @@ def processes():
 
 def refusal(path, **options):
     """The one line with which a file is refused."""
-    with pytest.raises(CheckpointError) as error:
-        checkpoint.read(path, **options)
+    with pytest.raises(FileError) as error:
+        checkpoints.read(path, **options)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
     return str(error.value)
 
@@ -53,7 +54,7 @@ def leftovers(folder):
 
 @pytest.mark.parametrize("mmap", [False, True])
 def test_what_is_written_is_read_back(path, mmap):
-    assert same(checkpoint.read(path, mmap=mmap), CONTENT)
+    assert same(checkpoints.read(path, mmap=mmap), CONTENT)
 
 
 def test_damage_is_refused_or_harmless(path):
@@ -62,9 +63,9 @@ def test_damage_is_refused_or_harmless(path):
     for _ in range(1000):
         path.write_bytes(corrupted(data, rng))
         try:
-            assert same(checkpoint.read(path), CONTENT)
+            assert same(checkpoints.read(path), CONTENT)
             outcomes["equal"] += 1
-        except CheckpointError as error:
+        except FileError as error:
             assert "\n" not in str(error)
             outcomes["refused"] += 1
     assert outcomes["refused"] > 600, outcomes
@@ -132,7 +133,7 @@ def test_other_things_are_refused_in_one_line(path, mmap):
 def test_numpy_scalars_and_paths_are_read(tmp_path):
     content = {"lr": np.float64(0.1), "path": pathlib.PosixPath("a/b")}
     torch.save(content, tmp_path / "a.ckpt")
-    assert checkpoint.read(tmp_path / "a.ckpt") == content
+    assert checkpoints.read(tmp_path / "a.ckpt") == content
 
 
 @contextlib.contextmanager
@@ -159,12 +160,12 @@ def test_lost_permissions_give_one_line_and_leave_the_file(path):
         assert "Permission denied" in refusal(path)
         path.chmod(0o644)
         path.parent.chmod(0o555)
-        with pytest.raises(CheckpointError, match="Permission denied; the old file, if any, is intact"):
-            checkpoint.write(path, {})
-        with pytest.raises(CheckpointError, match="Permission denied"), checkpoint.locked(path.parent):
+        with pytest.raises(FileError, match="Permission denied; the old file, if any, is intact"):
+            checkpoints.write(path, {})
+        with pytest.raises(FileError, match="Permission denied"), files.locked(path.parent):
             pass
         path.parent.chmod(0o755)
-    assert same(checkpoint.read(path), CONTENT) and not leftovers(path.parent)
+    assert same(checkpoints.read(path), CONTENT) and not leftovers(path.parent)
 
 
 # Writing
@@ -174,7 +175,7 @@ def test_writing_syncs_the_file_then_renames_then_syncs_the_folder(path, monkeyp
     calls, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
-    checkpoint.write(path, {})
+    checkpoints.write(path, {})
     assert calls[0].endswith(".tmp") and calls[1:] == ["rename", str(path.parent)]
 
 
@@ -185,9 +186,9 @@ def test_a_failure_at_any_step_leaves_the_old_file_and_nothing_else(path, monkey
         raise error
 
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt):
-        checkpoint.write(path, {})
-    assert same(checkpoint.read(path), CONTENT) and not leftovers(path.parent)
+    with pytest.raises(FileError if isinstance(error, OSError) else KeyboardInterrupt):
+        checkpoints.write(path, {})
+    assert same(checkpoints.read(path), CONTENT) and not leftovers(path.parent)
 
 
 @pytest.fixture
@@ -204,23 +205,23 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(small_disk):
     path = small_disk / "a.ckpt"
-    checkpoint.write(path, CONTENT)
-    with pytest.raises(CheckpointError, match="No space left on device; the old file, if any, is intact"):
-        checkpoint.write(path, CONTENT | {"large": torch.zeros(100_000)})
-    assert same(checkpoint.read(path), CONTENT) and not leftovers(small_disk)
-    checkpoint.write(path, {"small": 1})
-    assert checkpoint.read(path) == {"small": 1}
+    checkpoints.write(path, CONTENT)
+    with pytest.raises(FileError, match="No space left on device; the old file, if any, is intact"):
+        checkpoints.write(path, CONTENT | {"large": torch.zeros(100_000)})
+    assert same(checkpoints.read(path), CONTENT) and not leftovers(small_disk)
+    checkpoints.write(path, {"small": 1})
+    assert checkpoints.read(path) == {"small": 1}
 
 
 def test_a_read_only_disk_gives_one_line(small_disk):
     path = small_disk / "a.ckpt"
-    checkpoint.write(path, CONTENT)
+    checkpoints.write(path, CONTENT)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(CheckpointError, match="Read-only file system; the old file, if any, is intact"):
-        checkpoint.write(path, {})
-    with pytest.raises(CheckpointError, match="Read-only file system"), checkpoint.locked(small_disk):
+    with pytest.raises(FileError, match="Read-only file system; the old file, if any, is intact"):
+        checkpoints.write(path, {})
+    with pytest.raises(FileError, match="Read-only file system"), files.locked(small_disk):
         pass
-    assert same(checkpoint.read(path), CONTENT)
+    assert same(checkpoints.read(path), CONTENT)
 
 
 def test_leftovers_of_killed_writers_are_removed(path):
@@ -228,18 +229,18 @@ def test_leftovers_of_killed_writers_are_removed(path):
     other = path.parent / ".b.ckpt.x1.tmp"
     stale.write_bytes(b"half")
     other.write_bytes(b"another file's")
-    checkpoint.write(path, CONTENT)
+    checkpoints.write(path, CONTENT)
     assert leftovers(path.parent) == [other.name]
 
 
 def write_twenty(folder, name):
     for i in range(20):
-        with checkpoint.locked(folder):
-            checkpoint.write(folder / "a.ckpt", checkpoint.read(folder / "a.ckpt") | {f"{name}{i}": i})
+        with files.locked(folder):
+            checkpoints.write(folder / "a.ckpt", checkpoints.read(folder / "a.ckpt") | {f"{name}{i}": i})
 
 
 def hold(folder, held):
-    with checkpoint.locked(folder):
+    with files.locked(folder):
         held.set()
         time.sleep(60)
 
@@ -250,7 +251,7 @@ def test_two_writers_lose_nothing(path, processes):
         writer.start()
     for writer in writers:
         writer.join()
-    assert {f"{name}{i}" for name in "ab" for i in range(20)} <= checkpoint.read(path).keys()
+    assert {f"{name}{i}" for name in "ab" for i in range(20)} <= checkpoints.read(path).keys()
 
 
 def test_a_lock_ends_with_its_holder(tmp_path, processes):
@@ -259,10 +260,10 @@ def test_a_lock_ends_with_its_holder(tmp_path, processes):
     holder = processes.Process(target=hold, args=(tmp_path, held))
     holder.start()
     assert held.wait(60)
-    with checkpoint.locked(tmp_path, wait=False) as obtained:
+    with files.locked(tmp_path, wait=False) as obtained:
         assert not obtained
     holder.kill()
-    with checkpoint.locked(tmp_path) as obtained:
+    with files.locked(tmp_path) as obtained:
         assert obtained
     holder.join()
 
@@ -275,11 +276,11 @@ def weights(tmp_path):
     """Checkpoints of which the second is best: one as evaluated, the others as their training wrote them."""
     state = {"monitor": "val_loss", "dirpath": "x", "current_score": torch.tensor(0.3)}
     stopping = {"monitor": "val_loss", "wait_count": 2}
-    checkpoint.write(tmp_path / "epoch=1-step=2.ckpt", {"val_loss": 0.5})
+    checkpoints.write(tmp_path / "epoch=1-step=2.ckpt", {"val_loss": 0.5})
     callbacks = {"EarlyStopping": stopping, "ModelCheckpoint": state}
-    checkpoint.write(tmp_path / "epoch=2-step=4.ckpt", {"callbacks": callbacks})
-    checkpoint.write(tmp_path / "epoch=3-step=6.ckpt", {"val_loss": 0.4})
-    checkpoint.write(tmp_path / "last.ckpt", {"val_loss": 0.1})
+    checkpoints.write(tmp_path / "epoch=2-step=4.ckpt", {"callbacks": callbacks})
+    checkpoints.write(tmp_path / "epoch=3-step=6.ckpt", {"val_loss": 0.4})
+    checkpoints.write(tmp_path / "last.ckpt", {"val_loss": 0.1})
     return tmp_path
 
 
@@ -287,32 +288,32 @@ def weights(tmp_path):
 def test_a_dangling_link_is_repaired(weights, target):
     if target:
         (weights / "best.ckpt").symlink_to(target)
-    assert checkpoint.repair_best(weights) == weights / "best.ckpt"
+    assert checkpoints.repair_best(weights) == weights / "best.ckpt"
     assert os.readlink(weights / "best.ckpt") == "epoch=2-step=4.ckpt"
 
 
 def test_a_link_that_works_is_left_alone(weights):
-    checkpoint.link_best(weights, weights / "epoch=1-step=2.ckpt")
+    checkpoints.link_best(weights, weights / "epoch=1-step=2.ckpt")
     before = os.lstat(weights / "best.ckpt").st_ino
-    checkpoint.repair_best(weights)
-    checkpoint.link_best(weights, "epoch=1-step=2.ckpt")
+    checkpoints.repair_best(weights)
+    checkpoints.link_best(weights, "epoch=1-step=2.ckpt")
     assert os.lstat(weights / "best.ckpt").st_ino == before
 
 
 def test_nothing_to_link_to_is_said(tmp_path):
-    with pytest.raises(CheckpointError, match="nor another checkpoint"):
-        checkpoint.repair_best(tmp_path)
+    with pytest.raises(FileError, match="nor another checkpoint"):
+        checkpoints.repair_best(tmp_path)
 
 
 def test_links_move_with_their_folder_and_survive_writing(weights, tmp_path):
-    checkpoint.link_best(weights, weights / "epoch=1-step=2.ckpt")
-    checkpoint.link_best(weights, weights / "epoch=3-step=6.ckpt")
+    checkpoints.link_best(weights, weights / "epoch=1-step=2.ckpt")
+    checkpoints.link_best(weights, weights / "epoch=3-step=6.ckpt")
     moved = weights.rename(tmp_path.parent / f"{tmp_path.name}-moved")
-    checkpoint.write(moved / "best.ckpt", {"new": 1})
+    checkpoints.write(moved / "best.ckpt", {"new": 1})
     assert (moved / "best.ckpt").is_symlink() and not leftovers(moved)
-    assert checkpoint.read(moved / "epoch=3-step=6.ckpt") == {"new": 1}
+    assert checkpoints.read(moved / "epoch=3-step=6.ckpt") == {"new": 1}
 
 
 def test_json_goes_through_the_same_door(tmp_path):
-    checkpoint.write_bytes(tmp_path / "run.json", b'{"a": 1}')
+    files.write_bytes(tmp_path / "run.json", b'{"a": 1}')
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}

@@ -1,11 +1,12 @@
 """Data: splits, flips, batches, image folders, and what happens when there is none."""
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import datasets
-from cli import UserError
+from study import datasets
+from study.cli import UserError
 
 
 def ramp(n):

@@ -1,4 +1,6 @@
 """Lists of command lines are run whole, side by side, and what failed is named, whatever the engine."""
+
+import fcntl
 import json
 import os
 import pty
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import grids
+from study import grids
 
 ROOT = Path(__file__).parent.parent
 STUB = """
@@ -37,8 +39,9 @@ elif what == "orphan":
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with the engines and a program that stands in for train.py; commands run there see no GPU."""
-    for name in ("engines.sh", "train.sh", "eval.sh", "grids.py"):
+    for name in ("train.sh", "eval.sh"):
         shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "study", tmp_path / "study", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "stub.py").write_text(STUB)
     (tmp_path / "bin").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -52,7 +55,7 @@ def place(tmp_path, monkeypatch):
 
 def run_lines(lines, **environment):
     """Runs lines as train.sh does, their output in the folder logs."""
-    script = "set -euo pipefail; source engines.sh; run_lines logs"
+    script = "set -euo pipefail; source study/engines.sh; run_lines logs"
     text = "".join(f"python stub.py {line}\n" for line in lines)
     return subprocess.run(
         ["bash", "-c", script], input=text, env=os.environ | environment, capture_output=True, text=True, timeout=60
@@ -107,7 +110,7 @@ def test_visible_gpus_are_dealt_out_by_slot(place, engine):
 
 def test_without_a_choice_there_are_as_many_jobs_as_gpus_or_else_cores(place):
     program(place, "nvidia-smi", "printf '0\\n1\\n2\\n'")
-    slots = ["bash", "-c", "source engines.sh; unset CUDA_VISIBLE_DEVICES; slots; CUDA_VISIBLE_DEVICES= slots"]
+    slots = ["bash", "-c", "source study/engines.sh; unset CUDA_VISIBLE_DEVICES; slots; CUDA_VISIBLE_DEVICES= slots"]
     answer = subprocess.run(slots, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "99"})
     assert answer.stdout.split() == ["3", str(len(os.sched_getaffinity(0)))]
 
@@ -140,7 +143,7 @@ def alive(pid_file):
 @pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
 def test_stopping_the_script_stops_its_jobs(place, engine, how):
     (place / "lines").write_text("python stub.py sleep 1\npython stub.py sleep 2\npython stub.py sleep 3\n")
-    command = ["bash", "-c", "set -euo pipefail; source engines.sh; run_lines logs <lines || exit"]
+    command = ["bash", "-c", "set -euo pipefail; source study/engines.sh; run_lines logs <lines || exit"]
     keyboard, terminal = pty.openpty()
     environment = os.environ | {"ENGINE": engine, "JOBS": "2"}
     script = subprocess.Popen([sys.executable, "-c", AT_A_TERMINAL, *command], stdin=terminal, env=environment)
@@ -245,7 +248,7 @@ def test_status_counts_and_names_failures_and_the_time_left(place):
     (second / "run.json").unlink()
     (third / "run.json").write_text("{}")
     with open(third / ".lock", "wb") as file:
-        grids.fcntl.flock(file, grids.fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX)
         result = script("train.sh", "demo", "--status")
     assert "logs-demo-drop: 3 done, 1 running, 1 failed, 1 left" in result.stdout
     assert f"failed: {first}: it broke" in result.stdout

@@ -10,9 +10,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-import findings
-import summary
-from tables import METHODS, UPSTREAM
+from associations import METHODS, UPSTREAM
+from report import findings, summary
 
 
 @pytest.fixture(scope="module")

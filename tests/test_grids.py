@@ -1,10 +1,11 @@
 """The study's grids, the names of runs, and what is on disk for them."""
+
 import json
 import shlex
 
 import pytest
 
-import grids
+from study import grids, jobs, runs
 
 UIDS = {
     "l2": ["l2=0.00001", "l2=0.00003", "l2=0.00010", "l2=0.00032", "l2=0.00100", "l2=0.00316", "l2=0.01000",
@@ -57,7 +58,7 @@ def test_no_two_runs_of_a_grid_share_a_directory():
 
 
 def test_every_grid_point_comes_before_its_repetitions():
-    lines = grids.commands("mnist-base", ["l2", "l1", "drop"])
+    lines = jobs.commands("mnist-base", ["l2", "l1", "drop"])
     assert len(lines) == 270
     runs = [int(shlex.split(line)[shlex.split(line).index("--run") + 1]) for line in lines]
     assert runs == sorted(runs)
@@ -65,17 +66,17 @@ def test_every_grid_point_comes_before_its_repetitions():
 
 def test_a_batch_holds_repetitions_of_one_grid_point_and_each_run_is_in_one():
     parts = ["l2", "l1", "drop", "dummy"]
-    lines = grids.commands("mnist-base", parts, batch=4)
+    lines = jobs.commands("mnist-base", parts, batch=4)
     assert len(lines) == 30 * 3 + 1
     train = [shlex.split(line) for line in lines if "dummy" not in line]
     runs = [words[words.index("--run") + 1] for words in train]
     assert runs == ["0-3"] * 30 + ["4-7"] * 30 + ["8"] * 30
     assert len({tuple(words) for words in train}) == 90
-    assert grids.commands("mnist-base", ["dummy"], batch=4) == grids.commands("mnist-base", ["dummy"])
+    assert jobs.commands("mnist-base", ["dummy"], batch=4) == jobs.commands("mnist-base", ["dummy"])
 
 
 def test_commands_carry_the_model_arguments():
-    words = shlex.split(grids.commands("mnist-wide", ["l1"])[0])
+    words = shlex.split(jobs.commands("mnist-wide", ["l1"])[0])
     assert json.loads(words[words.index("--model-args") + 1]) == {"channels": [256, 256]}
 
 
@@ -84,27 +85,27 @@ def test_finished_runs_are_left_out(tmp_path, monkeypatch):
     first = grids.run_dirs("demo", "drop")[0]
     first.mkdir(parents=True)
     (first / "run.json").write_text(json.dumps({"hyperparameters": {}, "finished": True}))
-    assert len(grids.commands("demo", ["drop"], unfinished_only=True)) == len(grids.commands("demo", ["drop"])) - 1
-    runs = [line.split(" --run ")[1].split()[0] for line in grids.commands("demo", ["drop"], True, batch=2)]
+    assert len(jobs.commands("demo", ["drop"], unfinished_only=True)) == len(jobs.commands("demo", ["drop"])) - 1
+    runs = [line.split(" --run ")[1].split()[0] for line in jobs.commands("demo", ["drop"], True, batch=2)]
     assert runs == ["1", "0-1", "0-1"]
 
 
 def test_state_tells_done_failed_and_left_apart(tmp_path):
-    assert grids.state(tmp_path)[0] == "left"
+    assert runs.state(tmp_path)[0] == "left"
     (tmp_path / "run.json").write_text(json.dumps({"hyperparameters": {}}))
-    assert grids.state(tmp_path)[0] == "failed"
+    assert runs.state(tmp_path)[0] == "failed"
     (tmp_path / "run.json").write_text(json.dumps({"hyperparameters": {}, "error": "the disk is full"}))
-    assert grids.state(tmp_path) == ("failed", "the disk is full")
+    assert runs.state(tmp_path) == ("failed", "the disk is full")
     (tmp_path / "run.json").write_text(json.dumps({"hyperparameters": {}, "finished": True}))
-    assert grids.state(tmp_path)[0] == "done"
+    assert runs.state(tmp_path)[0] == "done"
     (tmp_path / "run.json").write_text("{")
-    assert grids.state(tmp_path)[0] == "failed"
+    assert runs.state(tmp_path)[0] == "failed"
 
 
 def test_evaluations_cover_each_run_once(tmp_path):
     for i in range(7):
         (tmp_path / f"run{i}" / "weights").mkdir(parents=True)
-    lines = grids.evaluations([tmp_path], batch=3)
+    lines = jobs.evaluations([tmp_path], batch=3)
     assert [len(shlex.split(line)) - 3 for line in lines] == [3, 3, 1]
     with pytest.raises(SystemExit, match="no runs"):
-        grids.evaluations([tmp_path / "run0" / "weights"])
+        jobs.evaluations([tmp_path / "run0" / "weights"])

@@ -1,4 +1,5 @@
 """The networks against their specification, and the norms of their weights against closed forms."""
+
 import pytest
 import torch
 

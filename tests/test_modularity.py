@@ -20,9 +20,6 @@ import scipy.sparse
 import torch
 
 import modularity
-import optimize_q
-import q_nulls
-import spectral_q
 from comparison import element_similarity
 from modularity import (
     MODULES_VERSION,
@@ -36,7 +33,8 @@ from modularity import (
     sparsify,
     spectral_modularity,
 )
-from q_arrays import modularity_matrix
+from numerics import nulls, search, spectral
+from numerics.adjacency import modularity_matrix
 
 REFERENCE = Path(__file__).parent / "reference"
 BEST_KNOWN = json.loads((REFERENCE / "best_known_q.json").read_text())
@@ -228,9 +226,9 @@ def test_clusterings_that_do_not_fit_are_refused():
         monte_carlo_modularity(A, clusters=torch.eye(6), max_clusters=2)
     with pytest.raises(ValueError, match="no cluster"):
         spectral_modularity(A, max_clusters=0)
-    for search in SEARCHES[:3]:
+    for find in SEARCHES[:3]:
         with pytest.raises(ValueError, match="no weight"):
-            search(torch.eye(4))
+            find(torch.eye(4))
 
 
 # ---- spectral bisection ---------------------------------------------------------------------------------------------
@@ -272,13 +270,13 @@ def test_the_leading_eigenvector_is_lapacks(seed, n):
     excess = inner.sum(1)
     values, vectors = np.linalg.eigh(inner - np.diag(excess))
     hypothesis.assume(values[-1] - values[-2] > 1e-3)
-    assert abs(abs(spectral_q.leading_eigenvector(inner, excess) @ vectors[:, -1]) - 1) < 1e-9
+    assert abs(abs(spectral.leading_eigenvector(inner, excess) @ vectors[:, -1]) - 1) < 1e-9
 
 
 def test_large_groups_are_split_as_small_ones(monkeypatch):
     A = random_graph(1, 200, 4)
-    exact, monkey = spectral_modularity(A), spectral_q.DENSE_UNITS
-    monkeypatch.setattr(spectral_q, "DENSE_UNITS", 200)
+    exact, monkey = spectral_modularity(A), spectral.DENSE_UNITS
+    monkeypatch.setattr(spectral, "DENSE_UNITS", 200)
     assert monkey < 200
     assert torch.equal(spectral_modularity(A), exact)
 
@@ -340,7 +338,7 @@ def run_chain(A, labels, steps, target=0.15, max_clusters=None, seed=0):
     labels, histories = np.array(labels), np.empty((3, steps))
     space = np.zeros((len(B) + 2, len(B))), np.zeros(len(B) + 2, dtype=np.int64)
     state = np.array([seed], dtype=np.uint64)
-    best = optimize_q.run_chain(B, q0, labels, *space, max_clusters or len(B), target, state, *histories)
+    best = search.run_chain(B, q0, labels, *space, max_clusters or len(B), target, state, *histories)
     return labels, best, *histories
 
 
@@ -386,7 +384,7 @@ def test_a_step_samples_homes_in_proportion_to_exp_q_over_t():
 def test_the_temperature_gives_the_target_entropy_over_decades_of_scale(seed, count, decade, target):
     random = np.random.default_rng(seed)
     gaps = np.concatenate([[0.0], 10.0 ** random.uniform(-1, 1, count - 1)]) * 10.0**decade * 0.1
-    T, entropy, _, evaluations = optimize_q.solve_temperature(gaps.copy(), count, target, 3.0, np.empty(count))
+    T, entropy, _, evaluations = search.solve_temperature(gaps.copy(), count, target, 3.0, np.empty(count))
     assert abs(entropy - entropy_at(-gaps, T)) < 1e-9
     assert abs(entropy - target) < 1e-3 or (T == 1e-6 and entropy > target) or (T == 1e6 and entropy < target)
     assert evaluations < 15
@@ -396,14 +394,14 @@ def test_a_warm_start_needs_three_evaluations_or_so():
     random, x, used = np.random.default_rng(0), 3.0, []
     for _ in range(2000):
         gaps = np.concatenate([[0.0], random.uniform(0.2, 2, 4)]) * 1e-2
-        _, _, x, evaluations = optimize_q.solve_temperature(gaps, 5, 0.15, x, np.empty(5))
+        _, _, x, evaluations = search.solve_temperature(gaps, 5, 0.15, x, np.empty(5))
         used.append(evaluations)
     assert np.mean(used) < 3.2
 
 
 def test_tied_best_homes_are_equally_likely_at_the_lowest_temperature():
     weights = np.empty(4)
-    T, entropy, _, _ = optimize_q.solve_temperature(np.array([0.0, 0.0, 0.1, 0.2]), 4, 0.15, 3.0, weights)
+    T, entropy, _, _ = search.solve_temperature(np.array([0.0, 0.0, 0.1, 0.2]), 4, 0.15, 3.0, weights)
     assert T == 1e-6 and abs(entropy - math.log(2)) < 1e-12
     assert weights[0] == weights[1] and weights[2] == 0
 
@@ -551,38 +549,38 @@ def test_the_best_move_is_the_best_of_all_and_kernighan_lin_keeps_its_books(seed
     k = labels.max() + 1
     B, _q0, _ = modularity_matrix(A)
     S, sizes, top = np.zeros((n + 2, n)), np.zeros(n + 2, dtype=np.int64), np.empty(n)
-    optimize_q.tally(B, labels, S, sizes)
+    search.tally(B, labels, S, sizes)
     locked = random.random(n) < 0.3
-    u, c, half = optimize_q.best_free_move(labels, S, sizes, k, locked, top)
+    u, c, half = search.best_free_move(labels, S, sizes, k, locked, top)
     free = [v for v in range(n) if not locked[v]]
     moves = [(v, d) for v in free for d in range(k + (sizes[labels[v]] > 1)) if d != labels[v]]
     gains = {(v, d): slow_q(A, [*labels[:v], d, *labels[v + 1 :]]) - slow_q(A, labels) for v, d in moves}
     if gains:
         assert (u, c) in gains and abs(2 * half - max(gains.values())) < 1e-12 > abs(gains[u, c] - 2 * half)
     before, scratch = slow_q(A, labels), np.empty((2, n), dtype=np.int64)
-    k, gain = optimize_q.kernighan_lin(B, labels, S, sizes, k, locked, top, *scratch)
+    k, gain = search.kernighan_lin(B, labels, S, sizes, k, locked, top, *scratch)
     assert gain >= 0 and abs(slow_q(A, labels) - before - gain) < 1e-12
     recomputed = np.zeros_like(S)
-    assert optimize_q.tally(B, labels, recomputed, sizes) == k and (sizes[:k] > 0).all()
+    assert search.tally(B, labels, recomputed, sizes) == k and (sizes[:k] > 0).all()
     assert np.abs(S[:k] - recomputed[:k]).max() < 1e-12
 
 
 @pytest.mark.parametrize("singles", [True, False])
 def test_unions_and_kicks_keep_their_books(singles):
     A, n = ring_of_cliques(6, 4).double(), 24
-    B, state = modularity_matrix(A)[0], optimize_q.random_state(0)
+    B, state = modularity_matrix(A)[0], search.random_state(0)
     S, sizes, scratch = np.zeros((n + 2, n)), np.zeros(n + 2, dtype=np.int64), np.empty(n, dtype=np.int64)
     labels = np.arange(n) if singles else np.arange(n) // 8
-    k = optimize_q.tally(B, labels, S, sizes)
-    for kick in (optimize_q.shatter, optimize_q.dissolve, optimize_q.scatter, optimize_q.shatter):
+    k = search.tally(B, labels, S, sizes)
+    for kick in (search.shatter, search.dissolve, search.scatter, search.shatter):
         before = slow_q(A, labels)
-        k = optimize_q.merge(labels, S, sizes, k)
+        k = search.merge(labels, S, sizes, k)
         assert slow_q(A, labels) >= before - 1e-12
         for a, b in itertools.combinations(range(k), 2):
             assert slow_q(A, np.where(labels == a, b, labels)) < slow_q(A, labels) + 1e-12
-        k = kick(B, labels, S, sizes, k, np.arange(n) if kick is optimize_q.scatter else scratch, state)
+        k = kick(B, labels, S, sizes, k, np.arange(n) if kick is search.scatter else scratch, state)
         recomputed = np.zeros_like(S)
-        assert optimize_q.tally(B, labels, recomputed, sizes) == k and (sizes[:k] > 0).all()
+        assert search.tally(B, labels, recomputed, sizes) == k and (sizes[:k] > 0).all()
         assert np.abs(S[:k] - recomputed[:k]).max() < 1e-12
 
 
@@ -613,7 +611,7 @@ def latent_correlations(n, factors, seed, groups=0):
 def test_the_strength_preserving_null_keeps_strengths_and_shuffles_the_rest():
     A = REAL["backward_jac/1"].double().numpy()
     A = A[np.ix_(A.sum(1) > 1e-3 * A.sum(1).max(), A.sum(1) > 1e-3 * A.sum(1).max())]
-    draw = q_nulls.strength_preserving(A)
+    draw = nulls.strength_preserving(A)
     first, second = (draw(np.random.default_rng(seed)) for seed in (0, 1))
     for B in (first, second):
         assert is_valid_adjacency_matrix(torch.from_numpy(B))
@@ -631,7 +629,7 @@ def test_equal_strengths_make_the_null_a_plain_shuffle():
     A = A + A.T
     k = A.sum(1)
     assert np.ptp(k) < 1e-12
-    d = q_nulls.balancing(A, np.ones(8), np.ones(8))
+    d = nulls.balancing(A, np.ones(8), np.ones(8))
     assert np.ptp(d) < 1e-6
 
 
@@ -639,7 +637,7 @@ def test_equal_strengths_make_the_null_a_plain_shuffle():
 def test_the_null_of_a_sparse_graph_is_a_valid_matrix_of_about_its_strengths(key):
     A = GRAPHS[key].double().numpy()
     for seed in range(5):
-        B = q_nulls.strength_preserving(A)(np.random.default_rng(seed))
+        B = nulls.strength_preserving(A)(np.random.default_rng(seed))
         assert is_valid_adjacency_matrix(torch.from_numpy(B))
         assert np.abs(B.sum(1) - A.sum(1)).sum() < 0.25 * A.sum()  # no scaling keeps them all
 
@@ -651,7 +649,7 @@ def test_the_null_of_a_nearly_empty_matrix_is_finite_where_the_scaling_diverges(
     A = 10.0 ** (size[:, None] + size + random.uniform(-3, 0, (n, n))) * (random.random((n, n)) < 0.08)
     A = np.triu(A, 1) + np.triu(A, 1).T
     A = A[np.ix_(A.any(1), A.any(1))]
-    draw = q_nulls.strength_preserving(A)
+    draw = nulls.strength_preserving(A)
     for i in range(8):
         assert is_valid_adjacency_matrix(torch.from_numpy(draw(np.random.default_rng(i))))
 
@@ -660,7 +658,7 @@ def test_rotation_keeps_the_spectrum():
     random = np.random.default_rng(0)
     C = np.cov(random.normal(size=(12, 40)))
     rotated = C.copy()
-    q_nulls.rotate(rotated, random.normal(size=12 * 13 // 2))
+    nulls.rotate(rotated, random.normal(size=12 * 13 // 2))
     assert np.abs(np.linalg.eigvalsh(rotated) - np.linalg.eigvalsh(C)).max() < 1e-12
     assert not np.allclose(rotated, C)
 
@@ -672,7 +670,7 @@ def test_rotations_are_uniform():
     rotated = np.empty((draws, n, n))
     for C in rotated:
         C[:] = D
-        q_nulls.rotate(C, random.normal(size=n * (n + 1) // 2))
+        nulls.rotate(C, random.normal(size=n * (n + 1) // 2))
     assert np.abs(rotated.mean(0) - np.eye(n) * 2.5).max() < 0.03
     second = (rotated**2).mean(0).diagonal()
     assert np.abs(second - (2 * 30 + 100) / 24).max() < 0.08
@@ -680,18 +678,18 @@ def test_rotations_are_uniform():
 
 def test_a_normalised_matrix_is_normalised_again_after_rotation():
     A, sign = latent_correlations(10, 2, 0)
-    rotated = q_nulls.rotation((A * sign).numpy())(np.random.default_rng(0))
+    rotated = nulls.rotation((A * sign).numpy())(np.random.default_rng(0))
     assert is_valid_adjacency_matrix(torch.from_numpy(rotated)) and rotated.max() <= 1 + 1e-12
     with pytest.raises(ValueError, match="diagonal"):
-        q_nulls.rotation((A * sign).numpy() - np.eye(10))
+        nulls.rotation((A * sign).numpy() - np.eye(10))
 
 
 def test_significance_is_its_definition():
-    assert q_nulls.significance(3.0, [1.0, 2.0, 3.0]) == {"null_mean": 2.0, "null_std": 1.0, "z": 1.0, "p": 0.5}
-    assert q_nulls.significance(3.0, [1.0, 2.0])["p"] == 1 / 3
-    flat = q_nulls.significance(0.0, [0.0, 0.0, 0.0])
+    assert nulls.significance(3.0, [1.0, 2.0, 3.0]) == {"null_mean": 2.0, "null_std": 1.0, "z": 1.0, "p": 0.5}
+    assert nulls.significance(3.0, [1.0, 2.0])["p"] == 1 / 3
+    flat = nulls.significance(0.0, [0.0, 0.0, 0.0])
     assert math.isnan(flat["z"]) and flat["p"] == 1
-    for undefined in (q_nulls.significance(1.0, []), q_nulls.significance(math.nan, [1.0])):
+    for undefined in (nulls.significance(1.0, []), nulls.significance(math.nan, [1.0])):
         assert all(math.isnan(value) for value in undefined.values())
 
 
@@ -762,7 +760,7 @@ import sys; sys.path.insert(0, {str(Path(modularity.__file__).parent)!r})
 import hashlib, numpy, torch
 torch.set_num_threads({threads})
 from modularity import find_modules
-A = torch.from_numpy(numpy.load({str(REFERENCE / 'assoc_evaluated.npz')!r})["forward_jac/0"])
+A = torch.from_numpy(numpy.load({str(REFERENCE / "assoc_evaluated.npz")!r})["forward_jac/0"])
 modules = find_modules(A + torch.eye(64) * A.max(), sign=torch.ones(64, 64, dtype=torch.int8), seed=0, null_draws=2)
 tensors = [value.numpy().tobytes() for value in modules.values() if isinstance(value, torch.Tensor)]
 print(hashlib.sha256(b"".join(tensors)).hexdigest(), [v for v in modules.values() if isinstance(v, float)])
@@ -818,4 +816,4 @@ def test_without_a_place_to_keep_it_the_compiled_code_is_made_anew(monkeypatch):
         return plain(*args, **options)
 
     monkeypatch.setattr(numba, "njit", njit)
-    assert optimize_q.jit(lambda x: x + 1)(1) == 2
+    assert search.jit(lambda x: x + 1)(1) == 2

@@ -10,7 +10,7 @@ import sys
 import made_up
 import pytest
 
-import results
+from report import experiments
 
 NAME = "notebooks/analysis_sandbox.ipynb"
 
@@ -27,7 +27,7 @@ def code_cells(notebook):
 def test_the_notebook_runs_on_a_small_results_table(tmp_path):
     (tmp_path / "notebooks").mkdir()
     shutil.copy(made_up.REPOSITORY / NAME, tmp_path / NAME)
-    results.save_results(made_up.results("demo", layers=1), tmp_path / "results", "mnist-wide")
+    experiments.save_results(made_up.results("demo", layers=1), tmp_path / "results", "mnist-wide")
     for path in (made_up.REPOSITORY / "results").glob("original-program-*"):
         shutil.copy(path, tmp_path / "results")
     environment = os.environ | {"EXPERIMENT": "mnist-wide", "PYTHONPATH": str(made_up.REPOSITORY)}

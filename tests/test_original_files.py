@@ -1,4 +1,5 @@
 """Files of the study's original program: ours reads them, evaluates them, and writes what they hold, in their form."""
+
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoint
 import eval as evaluation
 from analysis import load_data_as_table
+from study import checkpoints
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "reference" / "checkpoints"
 pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="needs the original program's checkpoints in ../shared")
@@ -35,7 +36,7 @@ def evaluated(source, data, target):
     target.chmod(0o644)
     words = ["--ckpt-file", target, "--data-dir", data, "--device", "cpu", "--null-draws", "1"]
     evaluation.main(evaluation.parser().parse_args(list(map(str, words))))
-    return checkpoint.read(target)
+    return checkpoints.read(target)
 
 
 def shape(value):
@@ -62,13 +63,13 @@ def holds(ours, theirs, path=""):
 @pytest.mark.parametrize("name", ["best", "dummy"])
 def test_ours_writes_what_theirs_holds(name, data, tmp_path):
     ours = evaluated(SHARED / "pristine" / f"{name}.ckpt", data, tmp_path / f"{name}.ckpt")
-    theirs = checkpoint.read(SHARED / "evaluated" / "best.ckpt")
+    theirs = checkpoints.read(SHARED / "evaluated" / "best.ckpt")
     results = ("assoc", "modules", "align", *evaluation.BASIC_METRICS)
     assert holds(shape({key: ours[key] for key in results}), shape({key: theirs[key] for key in results})) == []
 
 
 def test_only_their_modules_and_alignments_are_stale(data, tmp_path):
-    before = checkpoint.read(SHARED / "evaluated" / "best.ckpt")
+    before = checkpoints.read(SHARED / "evaluated" / "best.ckpt")
     after = evaluated(SHARED / "evaluated" / "best.ckpt", data, tmp_path / "best.ckpt")
     assert all(after[name] == before[name] for name in evaluation.BASIC_METRICS)
     for method, layers in before["assoc"].items():

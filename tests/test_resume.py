@@ -1,4 +1,5 @@
 """A training or an evaluation that is ended at any moment and started again leaves what an undisturbed one leaves."""
+
 import functools
 import json
 import os
@@ -8,8 +9,7 @@ import signal
 import pytest
 from fault_injection import MODELS, SIGNALS, Trial, differences, make_data, scalars, start_server
 
-import checkpoint
-import grids
+from study import checkpoints, runs
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_killed_between_the_two_saves_of_an_epoch(trial):
     job = trial.job("train", place)
     assert job.run(fatal_operation=13) == -signal.SIGKILL
     weights = trial.run_dir(place) / "weights"
-    assert list(weights.glob("epoch=1-*.ckpt")) and checkpoint.read(weights / "last.ckpt")["epoch"] == 0
+    assert list(weights.glob("epoch=1-*.ckpt")) and checkpoints.read(weights / "last.ckpt")["epoch"] == 0
     assert job.run() == 0
     assert not differences(trial.run_dir(place), trial.trained)
 
@@ -78,7 +78,7 @@ def test_killed_after_early_stopping(dense):
     job = dense.job("train", place)
     assert job.run(fatal_operation=dense.operations["train"] - 1) == -signal.SIGKILL
     run_dir = dense.run_dir(place)
-    assert grids.state(run_dir)[0] == "failed"
+    assert runs.state(run_dir)[0] == "failed"
     before = (run_dir / "weights" / "last.ckpt").stat().st_mtime_ns
     assert job.run() == 0
     assert (run_dir / "weights" / "last.ckpt").stat().st_mtime_ns == before
@@ -89,7 +89,7 @@ def test_sigterm_ends_a_training_with_an_error_and_it_goes_on(dense):
     place = dense.place("train")
     job = dense.job("train", place)
     status = job.run_for(0.5 * dense.seconds["train"], signal.SIGTERM)
-    assert status > 0 and grids.state(dense.run_dir(place))[0] == "failed"
+    assert status > 0 and runs.state(dense.run_dir(place))[0] == "failed"
     assert job.run() == 0
     assert not differences(dense.run_dir(place), dense.trained)
 

@@ -1,4 +1,5 @@
 """train.py and eval.py as a user runs them: one-batch runs, results in the checkpoint, mistakes told in one line."""
+
 import os
 import subprocess
 import sys
@@ -10,13 +11,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-import checkpoint
 import eval as evaluation
-import grids
 import models
 import train
-from cli import UserError
 from models import norms
+from study import checkpoints, grids
+from study.cli import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,7 +75,7 @@ def test_training_leaves_the_specified_files(trained):
     files = {path.name for path in (trained / "weights").glob("*.ckpt")}
     assert files == {"epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "last.ckpt", "best.ckpt"}
     assert not os.path.isabs(os.readlink(trained / "weights" / "best.ckpt"))
-    stored = checkpoint.read(trained / "weights" / "best.ckpt")
+    stored = checkpoints.read(trained / "weights" / "best.ckpt")
     assert {key.split(".")[0] for key in stored["state_dict"]} == {"model"}
     assert stored["hyper_parameters"].items() >= {"drop": 0.1, "l2": 1e-5, "seed": grids.BASE_SEED, "run": 0}.items()
     assert list(trained.glob("events.out.tfevents.*"))
@@ -111,7 +111,7 @@ def test_runs_trained_by_one_process_are_those_of_processes_of_their_own(trained
     words += ["--save-dir", str(tmp_path), "--model-args", '{"channels": [12, 10]}', "--no-progress"]
     train.main(train_args(*words, "--seed", str(grids.BASE_SEED), "--run", "1"))
     train.main(train_args(*words, "--run", "0"))
-    ours, alone = (checkpoint.read(d / trained.name / "weights" / "last.ckpt") for d in (tmp_path, trained.parent))
+    ours, alone = (checkpoints.read(d / trained.name / "weights" / "last.ckpt") for d in (tmp_path, trained.parent))
     assert all(torch.equal(ours["state_dict"][name], value) for name, value in alone["state_dict"].items())
 
 
@@ -119,7 +119,7 @@ def test_a_range_of_untrained_networks_is_written_at_once(data, tmp_path):
     words = ["--dataset", "mnist", "--l2", "0", "--run", "1000-1002", "--max-epochs", "0", "--data-dir", str(data)]
     train.main(train_args(*words, "--save-dir", str(tmp_path)))
     for run in (1000, 1001, 1002):
-        stored = checkpoint.read(tmp_path / f"mnist_sup_run={run}" / "dummy.ckpt")
+        stored = checkpoints.read(tmp_path / f"mnist_sup_run={run}" / "dummy.ckpt")
         with torch.random.fork_rng():
             torch.manual_seed(grids.BASE_SEED + run)
             expected = models.build("mnist").state_dict()
@@ -127,9 +127,9 @@ def test_a_range_of_untrained_networks_is_written_at_once(data, tmp_path):
 
 
 def test_evaluation_stores_everything_where_the_specification_says(evaluated):
-    stored = checkpoint.read(evaluated / "weights" / "best.ckpt")
+    stored = checkpoints.read(evaluated / "weights" / "best.ckpt")
     assert all(isinstance(stored[name], float) for name in evaluation.BASIC_METRICS)
-    assert stored["assoc"].keys() == stored["modules"].keys() == set(evaluation.ALL_METHODS)
+    assert stored["assoc"].keys() == stored["modules"].keys() == set(evaluation.METHODS)
     for method, layers in stored["modules"].items():
         for assoc, modules, units in zip(stored["assoc"][method], layers, (12, 10), strict=True):
             assert assoc.shape == modules["adj"].shape == (units, units)
@@ -145,10 +145,10 @@ def test_evaluation_stores_everything_where_the_specification_says(evaluated):
 
 
 def test_stored_metrics_are_those_of_a_plain_loop(evaluated, data):
-    stored = checkpoint.read(evaluated / "weights" / "best.ckpt")
+    stored = checkpoints.read(evaluated / "weights" / "best.ckpt")
     model = models.build("mnist", 0.1, {"channels": [12, 10]}).eval()
     model.load_state_dict({k.removeprefix("model."): v for k, v in stored["state_dict"].items()})
-    from datasets import splits
+    from study.datasets import splits
 
     for name, split in zip(("train", "val", "test"), splits("mnist", data, grids.BASE_SEED), strict=True):
         losses, hits = [], []
@@ -162,7 +162,7 @@ def test_stored_metrics_are_those_of_a_plain_loop(evaluated, data):
 
 
 def test_best_is_the_checkpoint_with_the_lowest_val_loss(evaluated):
-    losses = {path.name: checkpoint.read(path)["val_loss"] for path in (evaluated / "weights").glob("epoch*.ckpt")}
+    losses = {path.name: checkpoints.read(path)["val_loss"] for path in (evaluated / "weights").glob("epoch*.ckpt")}
     assert os.readlink(evaluated / "weights" / "best.ckpt") == min(losses, key=losses.get)
 
 
@@ -175,13 +175,13 @@ def test_a_second_evaluation_changes_nothing(evaluated, data):
 
 def test_only_what_is_stale_is_computed_again(evaluated, data):
     path = evaluated / "weights" / "best.ckpt"
-    stored = checkpoint.read(path)
+    stored = checkpoints.read(path)
     stored["modules"]["forward_cov"][0]["version"] = 3
     kept, remade = stored["align"]["backward_jac:forward_jac"], stored["align"]["backward_jac:forward_cov"]
     kept[0]["marker"] = remade[0]["marker"] = 1.0
-    checkpoint.write(path, stored)
+    checkpoints.write(path, stored)
     evaluation.main(eval_args("--ckpt-file", str(path), "--data-dir", str(data)))
-    stored = checkpoint.read(path)
+    stored = checkpoints.read(path)
     assert stored["modules"]["forward_cov"][0]["version"] == evaluation.MODULES_VERSION
     assert "marker" in stored["align"]["backward_jac:forward_jac"][0]
     assert "marker" not in stored["align"]["backward_jac:forward_cov"][0]
@@ -191,7 +191,7 @@ def test_combined_matrices_get_modules_of_their_own(evaluated, data):
     path = evaluated / "weights" / "epoch=0-step=4.ckpt"
     words = ["--ckpt-file", str(path), "--data-dir", str(data), "--modularity-metrics", "forward_cov,backward_jac"]
     evaluation.main(eval_args(*words, "--modularity-combined"))
-    stored = checkpoint.read(path)
+    stored = checkpoints.read(path)
     assert stored["assoc"]["forward_cov_combined"].shape == (22, 22)
     assert len(stored["modules"]["forward_cov_combined"][0]["clusters"]) == 22
     assert "backward_jac_combined:forward_cov_combined" in stored["align"]
@@ -204,7 +204,7 @@ def test_a_convolutional_network_is_trained_and_evaluated(data, tmp_path):
     train.main(train_args(*words))
     evaluation.main(eval_args("--run-dir", *map(str, tmp_path.glob("cifar10_*")), "--data-dir", str(data)))
     (path,) = tmp_path.glob("*/weights/best.ckpt")
-    stored = checkpoint.read(path)
+    stored = checkpoints.read(path)
     assert [len(matrix) for matrix in stored["assoc"]["backward_hess"]] == [4, 4, 4, 4, 4, 8]
     assert stored["assoc_stderr"]["forward_jac"][0].max() > 0
 

@@ -6,12 +6,11 @@ import pytest
 import torch
 from test_analysis import write
 
-import grids
-import results
-import sensitivity
-from cli import UserError
+from associations import METHODS, UPSTREAM
 from modularity import girvan_newman
-from tables import METHODS, UPSTREAM
+from report import experiments, sensitivity
+from study import grids
+from study.cli import UserError
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def test_computing_saves_tables_that_the_table_of_claims_reads(planted, tmp_path
     assert cells["agreement across"][:3] == ["1.000 [1.000, 1.000]"] * 3
     assert cells["two seeds' agreement"][:3] == ["1.000"] * 3
     assert cells["pairs across, p < 0.05"][:3] == ["100%"] * 3
-    assert len(results.load_results("tables", "demo-leiden").modules) == 20 * 16
+    assert len(experiments.load_results("tables", "demo-leiden").modules) == 20 * 16
 
 
 def test_the_claims_are_those_of_the_findings():

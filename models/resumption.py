@@ -1,21 +1,22 @@
 """What Lightning needs to resume a training exactly: durable files, and to know that a stopped training has stopped."""
+
 import os
 
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import CheckpointIO
 
-import checkpoint
+from study import checkpoints
 
 
 class DurableIO(CheckpointIO):
-    """Lightning's checkpoints, written and read by `checkpoint.write` and `checkpoint.read`."""
+    """Lightning's checkpoints, written and read by `checkpoints.write` and `checkpoints.read`."""
 
     def save_checkpoint(self, checkpoint_dict, path, storage_options=None):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        checkpoint.write(path, checkpoint_dict)
+        checkpoints.write(path, checkpoint_dict)
 
     def load_checkpoint(self, path, map_location=None, **kwargs):
-        stored, folder = checkpoint.read(path), os.path.realpath(os.path.dirname(path))
+        stored, folder = checkpoints.read(path), os.path.realpath(os.path.dirname(path))
         stored["callbacks"] = {
             name: _moved(state, folder) if "dirpath" in state else state for name, state in stored["callbacks"].items()
         }

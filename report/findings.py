@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-import grids
-from results import Results
-from tables import METHODS, UPSTREAM
+from associations import METHODS, UPSTREAM
+from report.experiments import Results
+from study import grids
 
 LEVEL = 0.95
 DRAWS = 2000

@@ -36,7 +36,7 @@ run_lines() {
 }
 
 with_local() {
-    seq "$2" | xargs -P "${JOBS:-$(slots)}" --process-slot-var=SLOT -I{} sh -c 'bash engines.sh "$0" {} "$SLOT" || true' "$1"
+    seq "$2" | xargs -P "${JOBS:-$(slots)}" --process-slot-var=SLOT -I{} sh -c 'bash study/engines.sh "$0" {} "$SLOT" || true' "$1"
 }
 
 with_parallel() {
@@ -52,7 +52,7 @@ with_parallel() {
     fi
     [ ! -t 2 ] || where+=(--bar)
     seq "$2" | parallel "${where[@]}" --will-cite --joblog "$1/joblog" --retries "${RETRIES:-2}" \
-        bash engines.sh "${1@Q}" {} "$slot" || true
+        bash study/engines.sh "${1@Q}" {} "$slot" || true
 }
 
 # submit DIR N: hands the lines to Slurm, in arrays as large as it allows, and sets `submitted` to JOB[:JOB...].
@@ -65,7 +65,7 @@ submit() {
         size=$(($2 - first + 1 < limit ? $2 - first + 1 : limit))
         job=$(sbatch --parsable --array="1-$size${JOBS:+%$JOBS}" ${after:+--dependency="afterany:$after"} \
             --job-name="$(basename "$0")" --output="$1/slurm-%A_%a.out" --open-mode=append --requeue ${SBATCH_OPTIONS:-} \
-            --wrap "exec bash engines.sh '$1' \$((SLURM_ARRAY_TASK_ID + $first - 1))") || return 1
+            --wrap "exec bash study/engines.sh '$1' \$((SLURM_ARRAY_TASK_ID + $first - 1))") || return 1
         job=${job%%;*} submitted=${submitted:+$submitted:}$job
         [ -z "${JOBS:-}" ] || after=$job # one array after another, or more than JOBS would run
         echo "submitted $size jobs as array $job; their output is in $1"

@@ -1,8 +1,9 @@
 """Do an experiment's findings depend on the search for Q, on what Q is held against, or on single runs?
 
-    python sensitivity.py EXPERIMENT             prints a table: the study's claims in rows, ways of looking in columns
-    python sensitivity.py EXPERIMENT --compute   first clusters every matrix in the evaluated checkpoints again, twice
-                                                 by each search, and writes results/searches/EXPERIMENT-SEARCH-*.parquet
+    python -m report.sensitivity EXPERIMENT             a table: the study's claims in rows, ways of looking in columns
+    python -m report.sensitivity EXPERIMENT --compute   first clusters every matrix in the checkpoints again, twice
+                                                        by each search, writing
+                                                        results/searches/EXPERIMENT-SEARCH-*.parquet
 
 The searches are the plain Monte Carlo chain (as the study's original program clustered), Leiden, and the chain refined
 (as evaluation does). Computing takes about two CPU seconds a network.
@@ -15,23 +16,20 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import cli
-import findings
-import grids
-import results
-import summary
-from benchmarks.bench_modularity import graph_of, leiden
+from associations import METHODS
 from comparison import align_modules, element_similarity
 from eval import stream
 from modularity import girvan_newman, monte_carlo_modularity, refine_modularity, soft_num_clusters
-from q_arrays import modularity_matrix
-from results import Results
-from tables import METHODS
+from numerics.adjacency import modularity_matrix, one_hot
+from numerics.leiden import graph_of, leiden
+from report import experiments, findings, summary
+from report.experiments import Results
+from study import checkpoints, cli, grids
 
 
 def chain(adj, seed):
@@ -46,11 +44,9 @@ def refined_chain(adj, seed):
 
 def leiden_run(adj, seed):
     """One run of Leiden until stable; dead units, as everywhere, in no cluster."""
-    live = torch.from_numpy(modularity_matrix(adj)[2])
-    found = leiden(graph_of(adj[live][:, live]), seed % 2**31)  # (live units, clusters)
-    clusters = torch.zeros(len(adj), found.shape[1])
-    clusters[live] = found
-    return clusters
+    live = modularity_matrix(adj)[2]
+    labels = leiden(graph_of(adj.numpy()[np.ix_(live, live)]), seed % 2**31)
+    return one_hot(labels, live)
 
 
 SEARCHES = {"refined": refined_chain, "chain": chain, "leiden": leiden_run}
@@ -62,7 +58,7 @@ NULLS = {"z": "z against shuffled matrices", "rotation_z": "z against rotated ma
 
 def main(args):
     """Prints the table, computing what it needs first if asked to."""
-    found = results.open_results(args.experiment)
+    found = experiments.open_results(args.experiment)
     if args.compute:
         compute(args.experiment, found, args.folder)
     print(summary.markdown(table(args.experiment, found, args.folder)))
@@ -73,7 +69,7 @@ def main(args):
 
 def compute(name, found, folder):
     """Clusters every matrix of an experiment with each search, and saves the tables."""
-    entries = itertools.chain.from_iterable(results.checkpoints(name, part) for part in grids.parts(name))
+    entries = itertools.chain.from_iterable(experiments.checkpoints(name, part) for part in grids.parts(name))
     paths = [(fields, path) for fields, path in entries if path.exists()]
     if not paths:
         raise cli.UserError(f"no {grids.save_dir(name, '*')} here: run ./train.sh {name} and ./eval.sh first")
@@ -86,7 +82,7 @@ def compute(name, found, folder):
             pd.DataFrame([row for network in networks for row in network[search][kind]]) for kind in (0, 1)
         )
         again = Results(found.models, modules, align, found.examples[:0])
-        results.save_results(again, folder, f"{name}-{search}")
+        experiments.save_results(again, folder, f"{name}-{search}")
 
 
 def of_network(fields, path):
@@ -94,7 +90,7 @@ def of_network(fields, path):
 
     There are none of a network, or of a method, that was not evaluated.
     """
-    stored = checkpoint.read(path, mmap=True).get("modules", {})
+    stored = checkpoints.read(path, mmap=True).get("modules", {})
     tables = {}
     for search, find in SEARCHES.items():
         modules, align = [], []
@@ -134,7 +130,7 @@ def table(name, found, folder=FOLDER):
     ways = {}
     for search, title in NAMES.items():
         if (folder / f"{name}-{search}-modules.parquet").exists():
-            again = results.load_results(folder, f"{name}-{search}")
+            again = experiments.load_results(folder, f"{name}-{search}")
             ways[title] = texts(claims(again)) | repeats(again)
     ways = ways or {NAMES["refined"]: texts(claims(found))}
     ways |= {name: texts(effects(found, null), ".1f") for null, name in NULLS.items()}

@@ -1,23 +1,15 @@
-"""The study's figures of matrices: associations between units, sorted by cluster, and agreement between methods."""
+"""The study's figures of matrices: associations between units, as numbered and sorted by cluster."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.colors import PowerNorm
 
-import findings
+from associations import METHOD_TABLE
 from modularity import girvan_newman, sort_by_cluster
-from plots import COLORS, WIDTH, figure, label, note, placeholder
-from tables import METHODS, UPSTREAM
+from report.style import COLORS, WIDTH, figure, label, note, placeholder
 
-SHOWN = ("forward_cov", "forward_jac", "backward_jac", "backward_hess")
-MEASURES = {
-    "element_sim": "element-centric similarity",
-    "score": "alignment score",
-    "rmi_norm": "reduced mutual information (normalised)",
-    "vi_norm": "mutual information (normalised)",
-    "adj_spearman_r": "rank correlation of matrices",
-}
+SHOWN = tuple(method.name for method in METHOD_TABLE if method.shown)
 NO_MATRICES = "No matrices in these tables: they need the evaluated checkpoints."
 SHADES = "Darker is stronger (square-root scale up to each matrix's 99th percentile); lines separate clusters."
 
@@ -120,93 +112,4 @@ def matrices_vs_dropout(examples, layer=0):
     for ax, method in zip(axes[:, 0], SHOWN, strict=True):
         ax.set_ylabel(label(method), color=COLORS[method])
     note(fig, SHADES)
-    return fig
-
-
-# ---- agreement between methods --------------------------------------------------------------------------------------
-
-
-def agreement_panel(ax, values, low, high, cmap):
-    """One 8 × 8 matrix of agreement with its numbers, and lines between upstream and downstream."""
-    image = ax.imshow(values, cmap=cmap, vmin=low, vmax=high)
-    for i, j in np.ndindex(values.shape):
-        if np.isfinite(values.iloc[i, j]):
-            red, green, blue, _ = image.cmap(image.norm(values.iloc[i, j]))
-            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-            ax.text(
-                j,
-                i,
-                f"{values.iloc[i, j]:.2f}".replace("0.", ".", 1),
-                ha="center",
-                va="center",
-                fontsize=4.8,
-                color="white" if dark else "black",
-            )
-    ax.axhline(len(UPSTREAM) - 0.5, color="black", linewidth=0.8)
-    ax.axvline(len(UPSTREAM) - 0.5, color="black", linewidth=0.8)
-    ax.set_xticks(range(len(METHODS)), [label(m) for m in METHODS], rotation=90, fontsize=5.5)
-    ax.set_yticks(range(len(METHODS)), [label(m) for m in METHODS], fontsize=5.5)
-    ax.label_outer()
-    return image
-
-
-@figure
-def alignment_matrices(tables, measure="element_sim", difference=False):
-    """Mean agreement of each pair of methods, one panel for each of some tables of alignments.
-
-    Args:
-        tables: {title: rows of an alignment table}.
-        difference: add a panel, the last table's matrix less the first one's.
-    """
-    matrices = {
-        f"{title} (n = {networks(table)})": findings.alignment_matrix(table, measure) for title, table in tables.items()
-    }
-    panels = len(matrices) + difference
-    columns = min(3, panels)
-    rows = -(-panels // columns)
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(WIDTH * max(columns, 2) / 3, 2.0 * rows + 1.5), squeeze=False, layout="compressed",
-        sharex=True, sharey=True,
-    )
-    for ax in axes.flat[panels:]:
-        ax.set_axis_off()
-    for ax, (title, values) in zip(axes.flat, matrices.items(), strict=False):
-        image = agreement_panel(ax, values, 0, 1, "cividis")
-        ax.set_title(title)
-    fig.colorbar(
-        image, ax=axes[:, : columns - difference], location="bottom", shrink=0.5, aspect=40, label=MEASURES[measure]
-    )
-    if difference:
-        first, *_, last = matrices.values()
-        ax = axes.flat[panels - 1]
-        image = agreement_panel(ax, last - first, -0.4, 0.4, "PuOr_r")
-        ax.set_title("difference")
-        fig.colorbar(image, ax=ax, location="bottom", shrink=0.9, aspect=20, label="difference")
-    return fig
-
-
-def networks(align):
-    """Number of networks in a table of alignments."""
-    return len(align.drop_duplicates([name for name in ("part", "l2", "l1", "drop", "run") if name in align]))
-
-
-@figure
-def measure_correlations(align, measures=tuple(MEASURES)):
-    """Rank correlations between the measures of agreement over all pairs of different methods, layers and networks."""
-    values = findings.measure_correlations(align, measures)
-    fig, ax = plt.subplots(figsize=(WIDTH * 0.7, 2.6))
-    image = ax.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1)
-    for i, j in np.ndindex(values.shape):
-        ax.text(
-            j,
-            i,
-            f"{values.iloc[i, j]:.2f}",
-            ha="center",
-            va="center",
-            color="white" if abs(values.iloc[i, j]) > 0.7 else "black",
-        )
-    ax.set_xticks(range(len(measures)), [m.replace("_", "\n", 1) for m in measures])
-    ax.set_yticks(range(len(measures)), [MEASURES[m] for m in measures])
-    ax.set_aspect("auto")
-    fig.colorbar(image, shrink=0.8, label="Spearman's ρ")
     return fig

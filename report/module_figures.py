@@ -5,9 +5,9 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-import findings
-import grids
-from plots import (
+from associations import DOWNSTREAM, METHODS, UPSTREAM
+from report import findings
+from report.style import (
     COLORS,
     SYMBOLS,
     VALUES,
@@ -27,7 +27,7 @@ from plots import (
     too_much_shade,
     untrained_band,
 )
-from tables import DOWNSTREAM, METHODS, UPSTREAM
+from study import grids
 
 # ---- modularity -----------------------------------------------------------------------------------------------------
 
@@ -272,43 +272,6 @@ def effects(table):
         ax.set_xlabel("change of Q")
     axes[0, 0].set_yticks([-i for i in range(len(METHODS))], [label(m) for m in METHODS])
     note(fig, "Bars: 95% bootstrap intervals over networks. ρ: rank correlation of Q with strength over all networks.")
-    return fig
-
-
-@figure
-def agreement(table, authors=None):
-    """Finding 2: agreement between methods within upstream, within downstream and across, untrained and trained.
-
-    Args: authors: the same table of the original program's network, drawn as stars.
-    """
-    measures = {
-        "element_sim": "element-centric\nsimilarity",
-        "excess": "alignment score\nabove shuffled clusterings",
-        "rmi_norm": "reduced mutual\ninformation (normalised)",
-    }
-    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.6), sharex=True)
-    conditions = list(table["condition"].unique())
-    for ax, (measure, name) in zip(axes, measures.items(), strict=True):
-        for i, (condition, color) in enumerate(
-            zip(conditions, ("0.6", "black", "#0072B2", "#D55E00", "#009E73"), strict=False)
-        ):
-            rows = table[table["condition"] == condition].set_index("group").reindex(findings.GROUPS)
-            x = np.arange(3) + (i - (len(conditions) - 1) / 2) * 0.15
-            bars = np.abs(rows[[f"{measure}_low", f"{measure}_high"]].to_numpy().T - rows[measure].to_numpy())
-            title = f"{SYMBOLS.get(condition, condition)} (n = {rows['n'].max():.0f})"
-            ax.errorbar(
-                x, rows[measure], yerr=np.nan_to_num(bars), linestyle="", color=color, marker="xosD^"[i], label=title
-            )
-        if authors is not None and len(authors):
-            rows = authors[authors["condition"] == "trained"].set_index("group").reindex(findings.GROUPS)
-            star = {"linestyle": "", "marker": "*", "color": "black"}
-            ax.errorbar(np.arange(3) + 0.42, rows[measure], **star, label="original program, MNIST (n = 1)")
-        if measure != "element_sim":
-            ax.axhline(0, color="0.5", linewidth=0.6)
-        ax.set_ylabel(name)
-        ax.set_xticks(range(3), ["within\nupstream", "within\ndownstream", "across"])
-    axes[0].set_ylim(0, None)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, handletextpad=0.2)
     return fig
 
 

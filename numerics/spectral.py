@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from optimize_q import ROUNDING, jit
+from numerics.search import ROUNDING, jit
 
 DENSE_UNITS = 128  # up to here the eigenvector is computed to rounding; beyond, as far as its signs need
 LANCZOS_STEPS = 80

@@ -25,8 +25,10 @@ def gram(a, b=None):
 def diagonal_blocks(matrix, widths):
     """Copies of the blocks of the given widths along the diagonal of a square matrix."""
     starts = [sum(widths[:i]) for i in range(len(widths))]
-    return [matrix[start : start + width, start : start + width].clone()
-            for start, width in zip(starts, widths, strict=True)]
+    return [
+        matrix[start : start + width, start : start + width].clone()
+        for start, width in zip(starts, widths, strict=True)
+    ]
 
 
 class Covariance:
@@ -116,6 +118,9 @@ class SampledGramSum:
             t = self.mean(n).diagonal().clamp(min=1e-12)
             r, tt = normalized(self.mean(n)), t[:, None] * t
             own, cross = self.diagonals.diagonal() / t**2, self.d_diagonal / t[:, None]
-            variance = (self.dd / tt - r / tt.sqrt() * (cross + cross.T)
-                        + r**2 / 4 * (own[:, None] + own + 2 * self.diagonals / tt))
+            variance = (
+                self.dd / tt
+                - r / tt.sqrt() * (cross + cross.T)
+                + r**2 / 4 * (own[:, None] + own + 2 * self.diagonals / tt)
+            )
         return variance.clamp(min=0).sqrt() / (2 * self.pairs * n)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from optimize_q import jit
+from numerics.search import jit
 
 NORMALISED = 1e-4  # a diagonal this close to 1 is that of a normalised matrix
 EVERYWHERE = 1e-3  # share of the expected weight added to every pair, so that the scaling exists for sparse matrices

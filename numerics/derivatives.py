@@ -3,6 +3,7 @@
 associations.py chooses the random directions and averages; here are the derivatives alone. Every function takes a batch
 whose examples do not influence each other, so that one backward pass serves all of them.
 """
+
 from contextlib import contextmanager
 
 import torch
@@ -33,6 +34,7 @@ def recorded(model, layers=None):
                 raise ValueError(f"layer {name!r} runs twice in one forward pass, or does not return a tensor")
             outputs[name] = output
             return output.clone()  # the next operation may write in place, which must not change what was recorded
+
         return hook
 
     def run(x):
@@ -103,8 +105,18 @@ class _ConvolveTransposed(torch.autograd.Function):
     def forward(ctx, g, x, module, weight):
         ctx.module, ctx.weight = module, weight
         return torch.ops.aten.convolution_backward(
-            g, x, weight, None, module.stride, module.padding, module.dilation, False, [0] * len(module.stride),
-            module.groups, [True, False, False])[0]
+            g,
+            x,
+            weight,
+            None,
+            module.stride,
+            module.padding,
+            module.dilation,
+            False,
+            [0] * len(module.stride),
+            module.groups,
+            [True, False, False],
+        )[0]
 
     @staticmethod
     def backward(ctx, v):
@@ -169,6 +181,7 @@ def second_derivatives_vanish(hidden, logits, generator):
     Tests ∂²(rᵀy)/∂h² v = 0 for random r and v: zero to the bit for ReLU, max-pool, affine and linear maps; for any
     smooth nonlinearity zero with probability 0, unless every example sits on a straight stretch of it.
     """
+
     def normal(like):
         return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
@@ -202,8 +215,9 @@ def run_chain(model, run, x):
     """
     calls = []
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    handles = [module.register_forward_hook(lambda m, inputs, output: calls.append((m, *inputs, output)))
-               for module in linears]
+    handles = [
+        module.register_forward_hook(lambda m, inputs, output: calls.append((m, *inputs, output))) for module in linears
+    ]
     try:
         hidden, logits = run(x)
     finally:
@@ -291,8 +305,11 @@ def input_jacobian(units, x):
     Returns: (d, locations, B, elements of x).
     """
     _, n_locations, n_units = units.shape
-    rows = [grad(units[:, s, i].sum(), x, retain_graph=True, materialize_grads=True)[0].flatten(1)
-            for i in range(n_units) for s in range(n_locations)]
+    rows = [
+        grad(units[:, s, i].sum(), x, retain_graph=True, materialize_grads=True)[0].flatten(1)
+        for i in range(n_units)
+        for s in range(n_locations)
+    ]
     return torch.stack(rows).unflatten(0, (n_units, n_locations))
 
 

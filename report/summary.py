@@ -1,9 +1,9 @@
 """An experiment's findings as text.
 
-python summary.py EXPERIMENT            five lines
-python summary.py EXPERIMENT --tables   also Q and its z at each strength and the tables of both findings, as Markdown
-python summary.py EXPERIMENT --save     also writes the experiment's tables to results/, from which the notebook opens
-                                        where the checkpoints are not at hand
+python -m report.summary EXPERIMENT            five lines
+python -m report.summary EXPERIMENT --tables   also Q and its z at each strength and both findings, as Markdown
+python -m report.summary EXPERIMENT --save     also writes the experiment's tables to results/, from which the
+                                               notebook opens where the checkpoints are not at hand
 """
 
 import argparse
@@ -12,24 +12,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import findings
-import grids
-import results
-from cli import one_line_errors
+from report import experiments, findings
+from study import grids
+from study.cli import one_line_errors
 
 UPSTREAM_EXAMPLE, DOWNSTREAM_EXAMPLE = "forward_jac", "backward_jac"
 
 
 def main(args):
     """Prints, and saves if asked to."""
-    found = results.open_results(args.experiment)
+    found = experiments.open_results(args.experiment)
     print(*summary(args.experiment, found), sep="\n")
     if args.tables:
         tables = [curves_table(found), curves_table(found, "rotation_z", "{:.1f}")]
         tables += [effects_table(found, per_layer=False), effects_table(found), agreement_table(found)]
         print("", *training(found), *(f"\n{table}" for table in tables), sep="\n")
     if args.save:
-        results.save_results(found, args.folder, args.experiment)
+        experiments.save_results(found, args.folder, args.experiment)
         print(f"\nSaved to {args.folder}/{args.experiment}-*.parquet")
 
 

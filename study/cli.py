@@ -1,4 +1,5 @@
 """What the command-line scripts share: how they fail and which device they run on."""
+
 import contextlib
 import os
 import signal

@@ -9,17 +9,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-import grids
-import tables
-from cli import UserError
-from tables import ALIGN_FIELDS, BASIC_METRICS, METHODS, MODULE_FIELDS
+import analysis
+from analysis import ALIGN_FIELDS, MODULE_FIELDS
+from associations import METHODS
+from study import grids
+from study.checkpoints import BASIC_METRICS
+from study.cli import UserError
 
 RECORDED = ("epochs", "seconds", "torch")  # of each training, in its run.json
 SAVED_UNITS = 128  # matrices of more units are too large to be saved with the tables
 
 
 class Results(NamedTuple):
-    """All that is known about an experiment, as tidy tables.
+    """All that is known about an experiment, as tidy analysis.
 
     Attributes:
         models: a row per network: part (l2, l1, drop, or dummy for untrained ones), hyperparameters, BASIC_METRICS,
@@ -52,7 +54,7 @@ def load_experiment(name: str, logs=Path("."), parts=None) -> Results:
         raise UserError(f"no {grids.save_dir(name, '*')} in {logs}: run ./train.sh {name} and ./eval.sh first")
     problems = []
     found = [_part_table(name, part, Path(logs), problems) for part in parts]
-    tables.report(problems)
+    analysis.report(problems)
     together = pd.concat(found, ignore_index=True)
     if together.loc[together["part"] != "dummy", "score"].isna().all():
         raise UserError(f"no trained and evaluated network of {name}: run ./eval.sh {grids.save_dir(name, '*')}")
@@ -80,20 +82,20 @@ def _part_table(name, part, logs, problems):
     layers = range(num_layers(name))
     metrics = [
         *BASIC_METRICS,
-        *tables.module_metrics(MODULE_FIELDS, layers=layers),
-        *tables.align_metrics(ALIGN_FIELDS, layers=layers),
+        *analysis.module_metrics(MODULE_FIELDS, layers=layers),
+        *analysis.align_metrics(ALIGN_FIELDS, layers=layers),
     ]
     cache = logs / grids.save_dir(name, part) / f".table-{_fingerprint(entries, metrics)}.parquet"
     if cache.exists():
-        return tables.load_table(cache)
+        return analysis.load_table(cache)
     lacking = []
-    table = tables.table_of(entries, metrics, lacking)
+    table = analysis.table_of(entries, metrics, lacking)
     if not lacking and os.access(
         cache.parent, os.W_OK
     ):  # an incomplete table would be renewed and reported again anyway
         for old in cache.parent.glob(".table-*"):
             old.unlink()
-        tables.save_table(table, cache)
+        analysis.save_table(table, cache)
     problems += lacking
     return table
 
@@ -102,7 +104,7 @@ def checkpoints(name, part, logs=Path(".")):
     """(fields, path) of each network of one part of an experiment, whether its file exists or not."""
     file = "dummy.ckpt" if part == "dummy" else "best"
     for spec in (spec | {"checkpoint": file} for spec in grids.specs(name, part)):
-        path = tables.checkpoint_path(spec, logs / grids.save_dir(name, part))
+        path = analysis.checkpoint_path(spec, logs / grids.save_dir(name, part))
         yield {"part": part} | spec | _recorded(path.parent if part == "dummy" else path.parent.parent), path
 
 
@@ -141,8 +143,8 @@ def _examples(name, logs, parts):
         specs = [entry for entry in checkpoints(name, part, logs) if entry[0]["run"] in (0, grids.FIRST_UNTRAINED_RUN)]
         keep = range(1) if part != "drop" else np.unique(np.linspace(0, len(specs) - 1, 4).round().astype(int))
         chosen += [specs[i] for i in keep if specs and part in parts]
-    table = tables.table_of(
-        chosen, tables.module_metrics(("score", "adj", "clusters"), layers=range(num_layers(name))), []
+    table = analysis.table_of(
+        chosen, analysis.module_metrics(("score", "adj", "clusters"), layers=range(num_layers(name))), []
     )
     return table[table["score"].notna()].reset_index(drop=True) if len(table) else table
 
@@ -150,13 +152,13 @@ def _examples(name, logs, parts):
 def of_checkpoints(paths) -> Results:
     """The results of any evaluated checkpoints, hyperparameters as recorded in them; all in part l2, as learnt."""
     paths = [Path(path) for path in paths]
-    layers = range(max(tables.checkpoint_layers(path) for path in paths))
+    layers = range(max(analysis.checkpoint_layers(path) for path in paths))
     metrics = [
-        *tables.module_metrics(MODULE_FIELDS, layers=layers),
-        *tables.align_metrics(ALIGN_FIELDS, layers=layers),
+        *analysis.module_metrics(MODULE_FIELDS, layers=layers),
+        *analysis.align_metrics(ALIGN_FIELDS, layers=layers),
     ]
-    table = tables.load_checkpoints(paths, [*BASIC_METRICS, *metrics]).assign(part="l2", checkpoint="best")
-    matrices = tables.load_checkpoints(paths, tables.module_metrics(("score", "adj", "clusters"), layers=layers))
+    table = analysis.load_checkpoints(paths, [*BASIC_METRICS, *metrics]).assign(part="l2", checkpoint="best")
+    matrices = analysis.load_checkpoints(paths, analysis.module_metrics(("score", "adj", "clusters"), layers=layers))
     models, modules, align = _split(table)
     return Results(models.assign(pass_mark=0.0), modules, align, matrices.assign(part="l2", checkpoint="best"))
 
@@ -172,12 +174,12 @@ def save_results(results: Results, folder, name: str) -> None:
     evaluated = [(models, "test_acc"), (modules, "version"), (align, "version")]
     kept = Results(*(table[table[evidence].notna()] for table, evidence in evaluated), examples[small])
     for kind, table in kept._asdict().items():
-        tables.save_table(table, Path(folder) / f"{name}-{kind}.parquet")
+        analysis.save_table(table, Path(folder) / f"{name}-{kind}.parquet")
 
 
 def load_results(folder, name: str) -> Results:
     """Reads tables that `save_results` wrote."""
-    return Results(*(tables.load_table(Path(folder) / f"{name}-{kind}.parquet") for kind in Results._fields))
+    return Results(*(analysis.load_table(Path(folder) / f"{name}-{kind}.parquet") for kind in Results._fields))
 
 
 def open_results(name: str, logs=Path("."), folder=Path("results")) -> Results:

@@ -1,0 +1,69 @@
+"""Files that are replaced whole or not at all, and locks on directories."""
+
+import contextlib
+import fcntl
+import glob
+import os
+import tempfile
+from pathlib import Path
+
+from study.cli import UserError
+
+
+class FileError(UserError):
+    """A file that is missing, unreadable, damaged, unsafe or cannot be written."""
+
+
+def write_bytes(path, data):
+    """Atomic and durable: a temporary file in the same directory, flush, fsync, rename, fsync of the directory.
+
+    Temporary files that a killed process left for the same name are removed; callers hold `locked(directory)`.
+    """
+    path = Path(os.path.realpath(path))
+    scratch = None
+    try:
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            stale.unlink()
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with open(handle, "wb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+        sync_directory(path.parent)
+    except BaseException as error:
+        if scratch is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(scratch)
+        if isinstance(error, OSError):
+            raise FileError(f"cannot write {path}: {error.strerror}; the old file, if any, is intact") from None
+        raise
+
+
+def sync_directory(directory):
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(directory, wait=True):
+    """Holds the lock of a directory; the kernel releases it should the process die. Yields whether it was obtained.
+
+    Args:
+        wait: wait for a holder to finish; otherwise yield False at once if there is one.
+    """
+    path = Path(directory) / ".lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "ab"))
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            obtained = True
+        except BlockingIOError:
+            obtained = False
+        except OSError as error:
+            raise FileError(f"cannot write or lock {path}: {error.strerror}") from None
+        yield obtained

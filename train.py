@@ -10,7 +10,6 @@ interrupted one goes on exactly as if it had not been interrupted. With --max-ep
 import argparse
 import json
 import logging
-import platform
 import sys
 import time
 import warnings
@@ -20,6 +19,7 @@ import torch
 
 import models
 from study import checkpoints, cli, datasets, grids
+from study.provenance import provenance
 from study.runs import finished, run_identity, run_lock, write_record
 
 
@@ -55,7 +55,7 @@ def write_untrained(run_dir, identity):
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
     checkpoints.write(run_dir / "dummy.ckpt", {"hyper_parameters": h, "state_dict": state})
     print(f"{run_dir / 'dummy.ckpt'}: written, untrained")
-    return {"epochs": 0, "early_stopped": False, "versions": versions()}
+    return {"epochs": 0, "early_stopped": False, **provenance()}
 
 
 def train(run_dir, identity, args):
@@ -88,6 +88,7 @@ def train(run_dir, identity, args):
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")  # advice for other uses
         trainer = pl.Trainer(
             max_epochs=args.max_epochs,
+            precision=args.precision,
             accelerator=device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
             logger=logger,
@@ -110,13 +111,8 @@ def train(run_dir, identity, args):
         "best_val_loss": loss,
         "seconds": round(time.time() - started, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "versions": versions(),
+        **provenance(),
     }
-
-
-def versions():
-    """Versions of what computed a result."""
-    return {"python": platform.python_version(), "torch": torch.__version__}
 
 
 def run_range(text):
@@ -148,6 +144,9 @@ def parser():
     p.add_argument("--data-dir", default="data", help="where the data is or will be put (default data)")
     p.add_argument("--max-epochs", type=int, default=500, help="0 writes the untrained network as dummy.ckpt")
     p.add_argument("--batch-size", type=int, default=200)
+    p.add_argument(
+        "--precision", default=grids.PRECISIONS[0], choices=grids.PRECISIONS, help="of training (default 32)"
+    )
     p.add_argument("--train-val-split", type=float, default=0.9, help="fraction of training images trained on")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--model-args", type=json_object, default={}, help="""JSON, as '{"channels": [256, 256]}'""")

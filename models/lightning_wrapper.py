@@ -71,13 +71,15 @@ class LitWrapper(pl.LightningModule):
         train_val_split: fraction of the official training images that is trained on.
         model_args: further keyword arguments of the model.
         batch_size: images a training step.
+        precision: "32", or "bf16-mixed" for products in bfloat16; the trainer is given the same.
+            Validation is always in float32.
         data_dir: the folder that holds the data.
         other: ignored (what files written by other programs have among their hyperparameters).
     """
 
     def __init__(
         self, dataset, task="sup", l1=0.0, l2=0.0, drop=0.0, run=0, seed=None, train_val_split=0.9, model_args=None,
-        batch_size=200, data_dir="data", **other,
+        batch_size=200, precision="32", data_dir="data", **other,
     ):  # fmt: skip
         super().__init__()
         if task != "sup":
@@ -90,9 +92,12 @@ class LitWrapper(pl.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = build(dataset, drop, model_args)
+        self.convolutional = any(p.ndim == 4 for p in self.model.parameters())
+        if self.convolutional:  # the layout that convolutions are fastest in
+            self.model.to(memory_format=torch.channels_last)
 
     def forward(self, x):
-        return self.model(x)
+        return self.model(x.contiguous(memory_format=torch.channels_last) if self.convolutional else x)
 
     # Weights
 
@@ -170,7 +175,7 @@ class LitWrapper(pl.LightningModule):
         optimizer = self.optimizers()
         for x, y in batches:
             optimizer.zero_grad()
-            logits = self.model(x)[1]
+            logits = self(x)[1]
             cross_entropy = F.cross_entropy(logits, y)
             self.manual_backward(cross_entropy)
             self.add_penalty_gradients()
@@ -181,9 +186,10 @@ class LitWrapper(pl.LightningModule):
         self.val_metrics = RunningMeans(self.device)
 
     def validation_step(self, batches, index):
-        for x, y in batches:
-            logits = self.model(x)[1]
-            self.val_metrics.update(F.cross_entropy(logits, y), logits, y)
+        with torch.autocast(self.device.type, enabled=False):
+            for x, y in batches:
+                logits = self(x)[1]
+                self.val_metrics.update(F.cross_entropy(logits, y), logits, y)
 
     def on_validation_epoch_end(self):
         """Logs the epoch and steps the scheduler, before the epoch's checkpoint is written, so that it has them."""

@@ -7,11 +7,28 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-PARTS = ("l2", "l1", "drop", "dummy")
+
+class Regularizer(NamedTuple):
+    """A hyperparameter whose values make a part of each grid, and how figures show it."""
+
+    label: str
+    default: float  # its value where a part does not vary it, and in files written before it existed
+    scale: str  # of axes: "log" or "linear"
+    color: str
+    marker: str
+
+
+REGULARIZERS = {  # in the order of run names
+    "l2": Regularizer("L2 weight", 0.0, "log", "#009E73", "^"),
+    "l1": Regularizer("L1 weight", 0.0, "log", "#D55E00", "D"),
+    "drop": Regularizer("dropout", 0.0, "linear", "#0072B2", "s"),
+}
+PARTS = (*REGULARIZERS, "dummy")
 L2_ALONE = 1e-5  # the L2 weight that the l1 and drop grids, and train.py's default, share
 BASE_SEED = 286436723
-NAMED = ("dataset", "task", "l2", "l1", "drop", "run")  # what a run's directory name shows
-HYPERPARAMETERS = (*NAMED, "seed", "train_val_split", "batch_size", "model_args")
+NAMED = ("dataset", "task", *REGULARIZERS, "run")  # what a run's directory name shows
+HYPERPARAMETERS = (*NAMED, "seed", "train_val_split", "batch_size", "model_args", "precision")
+PRECISIONS = ("32", "bf16-mixed")  # of training; the first is the default, and that of runs that record none
 
 
 class Experiment(NamedTuple):
@@ -46,8 +63,12 @@ EXPERIMENTS = {
     "mnist-wide": Experiment("mnist", {"channels": [256, 256]}, drop=linspace(0.1, 0.6), **SMALL),
     "mnist-deep": Experiment("mnist", {"channels": [64] * 5}, drop=linspace(0.1, 0.6), **SMALL),
     "cifar10": Experiment("cifar10", {}, drop=linspace(0.1, 0.5), **SMALL),
-    "cifar10-small": Experiment(  # a demonstration for a CPU: about an hour with --max-epochs 20
-        "cifar10", {"channels": [8, 16, 32, 32]}, l2=[1e-5], l1=[], drop=[0.3], runs=1, untrained=1, pass_mark=0.4
+    "cifar10-quarter": Experiment(  # a quarter of the width, for CPUs
+        "cifar10",
+        {"channels": [16, 32, 64, 64]},
+        drop=linspace(0.1, 0.5),
+        **SMALL | {"untrained": 20},
+        pass_mark=0.5,
     ),
     "demo": Experiment("mnist5k", {}, l2=[1e-5, 1e-3, 1e-2], l1=[], drop=[0.2, 0.4, 0.6], runs=2, untrained=8),
 }

@@ -31,6 +31,7 @@ def finished(run_dir, identity, max_epochs):
         return False
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{run_dir}/run.json cannot be read; choose another --save-dir") from None
+    theirs = {"precision": grids.PRECISIONS[0]} | theirs
     other = [f"{name} {theirs.get(name)!r}, not {x!r}" for name, x in identity.items() if theirs.get(name) != x]
     if other:
         raise UserError(f"{run_dir} holds another run ({'; '.join(other)}); choose another --save-dir")

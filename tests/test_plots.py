@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 
 from associations import DOWNSTREAM, METHODS, UPSTREAM
 from report import agreement_figures, findings, matrix_figures, module_figures, style, training_figures
+from study import grids
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +77,10 @@ def test_figures_of_experiments_without_l1_or_matrices_can_be_drawn():
         assert "No matrices" in draw(found.examples.iloc[:0]).axes[0].texts[0].get_text()
 
 
-def test_single_networks_can_be_drawn_without_empty_panels():
-    found = made_up.results("cifar10-small")
+def test_single_networks_can_be_drawn_without_empty_panels(monkeypatch):
+    single = grids.EXPERIMENTS["demo"]._replace(l2=[1e-5], drop=[0.3], runs=1, untrained=1)
+    monkeypatch.setitem(grids.EXPERIMENTS, "single", single)
+    found = made_up.results("single")
     repeatability = module_figures.repeatability(findings.cluster_repeatability(found.modules))
     assert "no grid point has two runs" in repeatability.axes[0].texts[0].get_text()
     assert [ax.get_xlabel() for ax in training_figures.accuracy_vs_regularization(found.models).axes] == ["dropout"]

@@ -2,6 +2,7 @@
 # make test    all tests
 # make lint    style
 # make bench   speed, against plain ways of doing the same work
+# make mutants does each test notice its faults? Breaks the program in one place at a time (about half an hour)
 # make faults  kills, full disks and damaged files, thrown at training and evaluation (about 4 minutes)
 # make report  the notebook as one HTML page, figures/EXPERIMENT.html, for EXPERIMENT (default mnist-base)
 # make figures the study's figures and tables, from results/ where there are no checkpoints
@@ -11,7 +12,7 @@ PYTHON := .venv/bin/python
 export EXPERIMENT ?= mnist-base
 STUDY = $(patsubst results/%-models.parquet,%,$(filter-out %/original-program-models.parquet,$(wildcard results/*-models.parquet)))
 
-.PHONY: help demo test lint bench faults report figures install
+.PHONY: help demo test lint bench faults mutants report figures install
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -44,11 +45,14 @@ figures: install
 	done
 
 test: install
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -rs
 
 lint: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check --quiet .
+
+mutants: install
+	$(PYTHON) -m tests.mutants
 
 faults: install
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.fault_injection

@@ -2,10 +2,10 @@
 
     python -m tests.mutants [PART ...] [--jobs 2]
 
-The faults are listed in tests/mutants/PART.toml: `file`, `was` (text that the file holds once), `became`, and `tests`,
-the pytest arguments that must fail; or `equivalent`, the reason why no result can change, and then nothing is run. Every
-list of tests is first seen to pass on the unbroken program. Prints the faults that survive and the share killed; exits 1
-below 90%. Each fault is put into a copy of the project, never into the checkout.
+The faults are listed in tests/mutants/PART.toml: `file`, `was` (text that the file holds once), `became`, and
+`tests`, the pytest arguments that must fail; or `equivalent`, the reason why no result can change, and then nothing is
+run. Every list of tests is first seen to pass on the unbroken program. Prints the faults that survive and the share
+killed; exits 1 below 90%. Each fault is put into a copy of the project, never into the checkout.
 """
 
 import argparse

@@ -4,6 +4,7 @@
 # make bench   speed, against plain ways of doing the same work
 # make mutants does each test notice its faults? Breaks the program in one place at a time (about half an hour)
 # make faults  kills, full disks and damaged files, thrown at training and evaluation (about 4 minutes)
+# make verify trains two networks of results/ again, and compares (about 2 minutes; needs MNIST)
 # make report  the notebook as one HTML page, figures/EXPERIMENT.html, for EXPERIMENT (default mnist-base)
 # make figures the study's figures and tables, from results/ where there are no checkpoints
 
@@ -12,7 +13,7 @@ PYTHON := .venv/bin/python
 export EXPERIMENT ?= mnist-base
 STUDY = $(patsubst results/%-models.parquet,%,$(filter-out %/original-program-models.parquet,$(wildcard results/*-models.parquet)))
 
-.PHONY: help demo test lint bench faults mutants report figures install
+.PHONY: help demo test lint bench faults mutants verify report figures install
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -50,6 +51,9 @@ test: install
 lint: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check --quiet .
+
+verify: install
+	OMP_NUM_THREADS=1 $(PYTHON) -m report.verify
 
 mutants: install
 	$(PYTHON) -m tests.mutants

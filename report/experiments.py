@@ -16,7 +16,7 @@ from study import grids
 from study.checkpoints import BASIC_METRICS
 from study.cli import UserError
 
-RECORDED = ("epochs", "seconds", "torch")  # of each training, in its run.json
+RECORDED = ("epochs", "seconds", "torch", "commit", "processor", "capability")  # of each training, in its run.json
 SAVED_UNITS = 128  # matrices of more units are too large to be saved with the tables
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "pytorch-lightning", "numpy", "scipy", "numba")
+PACKAGES = ("pytorch-lightning", "numpy", "scipy", "numba")
 
 
 @functools.cache
@@ -18,7 +18,8 @@ def provenance() -> dict:
     `commit` ends in "+" where files that git tracks differ from it, and is None outside a git checkout. `capability`
     is torch's level of vector instructions: float results repeat bit for bit on the same one only.
     """
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions |= {name: metadata.version(name) for name in PACKAGES}
     return {
         "versions": versions,
         "commit": commit(),
@@ -43,3 +44,9 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+
+
+def constraints() -> str:
+    """The exact version of every installed package, in the form of a constraints file for pip."""
+    found = {(d.metadata["Name"].lower(), d.version) for d in metadata.distributions()}
+    return "".join(f"{name}=={version.partition('+')[0]}\n" for name, version in sorted(found))

@@ -4,6 +4,7 @@ A data set is read once from its own files (torchvision's layout, an image-folde
 and kept beside them as plain arrays, which every later process maps into memory: jobs side by side share one copy.
 """
 
+import contextlib
 import hashlib
 import shutil
 import socket
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from study.cli import UserError
+from study.files import FileError, write_bytes
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 SHAPES = {"mnist": (1, 28, 28), "mnist5k": (1, 28, 28), "cifar10": (3, 32, 32)}  # (C, H, W)
@@ -96,6 +98,35 @@ def load(name, data_dir="data"):
         if not _write_cache(cache, arrays):
             return [torch.from_numpy(array) for array in arrays]
     return [torch.from_numpy(np.load(cache / f"{key}.npy", mmap_mode="c")) for key in ARRAYS]
+
+
+def fingerprint(name: str, data_dir: str | Path = "data") -> str:
+    """A hash of what a data set holds, images and labels: the same wherever its files lie and whenever they were made.
+
+    It is kept beside the arrays, so that it costs nothing once they have been read.
+    """
+    arrays = [array.numpy() for array in load(name, data_dir)]
+    kept = _cache_of(name, data_dir) / "fingerprint"
+    try:
+        return kept.read_text()
+    except OSError:  # made before fingerprints were kept, or not to be written
+        digest = _contents(arrays)
+        with contextlib.suppress(FileError):
+            write_bytes(kept, digest.encode())
+        return digest
+
+
+def _contents(arrays):
+    digest = hashlib.sha256()
+    for key, array in zip(ARRAYS, arrays, strict=True):
+        digest.update(f"{key} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:32]
+
+
+def _cache_of(name, data_dir):
+    root = Path(data_dir) / name
+    return root / f"arrays-{_source(name, root)[0]}"
 
 
 def _source(name, root):

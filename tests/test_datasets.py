@@ -1,5 +1,7 @@
 """Data: splits, flips, batches, image folders, and what happens when there is none."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,14 @@ def test_image_folders_are_decoded_once_and_mapped_after(folder, monkeypatch):
     assert np.array_equal(test_images[3].permute(1, 2, 0).numpy(), pixels)
     monkeypatch.setattr(datasets, "_read_image_folder", None)
     assert torch.equal(datasets.load("cifar10", folder)[0], images)
+
+
+def test_fingerprint_tells_the_contents_and_nothing_else(folder, tmp_path):
+    first = datasets.fingerprint("cifar10", folder)
+    shutil.copytree(folder / "cifar10", tmp_path / "copy" / "cifar10", ignore=shutil.ignore_patterns("arrays-*"))
+    assert datasets.fingerprint("cifar10", folder) == datasets.fingerprint("cifar10", tmp_path / "copy") == first
+    (folder / "cifar10" / "test" / "cat" / "1.png").rename(folder / "cifar10" / "test" / "dog" / "7.png")
+    assert datasets.fingerprint("cifar10", folder) != first
 
 
 def test_new_files_are_noticed(folder):

@@ -14,7 +14,8 @@ import torch
 from modularity import girvan_newman
 from numerics.search import jit
 
-ALIGN_VERSION = 100
+ALIGN_VERSION = 101
+ROUNDING = 1e-12
 BATCH = 2**20  # random numbers held at once while the null is drawn
 
 
@@ -197,6 +198,35 @@ def element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> fl
     return float((table * table / larger).sum() / table.sum())
 
 
+def expected_element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
+    """Chance level of element-centric similarity: its exact mean over all permutations of one clustering's units.
+
+    Each n_rs is then hypergeometric, so that E = (1/n) Σ_rs E[n_rs²]/max(r, s) with
+    E[n_rs²] = rs/n + r(r − 1)s(s − 1)/(n(n − 1)), r and s the clusters' sizes.
+
+    Returns: a number in (0, 1]; 1 where every permutation gives the same clustering.
+
+    >>> pairs = torch.tensor([[1., 0], [1, 0], [0, 1], [0, 1]])  # a third of all permutations split both pairs alike
+    >>> round(expected_element_similarity(pairs, pairs), 4)
+    0.6667
+    """
+    table = contingency_table(clusters_1, clusters_2)
+    n, rows, columns = table.sum(), table.sum(1)[:, None], table.sum(0)[None, :]
+    pairs = rows * (rows - 1) * columns * (columns - 1) / (n * max(n - 1, 1))
+    return float(((rows * columns / n + pairs) / np.maximum(rows, columns)).sum() / n)
+
+
+def adjusted_element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
+    """Element-centric similarity beyond chance, (observed − expected)/(1 − expected): 1 for identical clusterings.
+
+    0 on average for unrelated ones; NaN where chance alone gives 1 (both have one cluster, or all units are alone).
+    """
+    expected = expected_element_similarity(clusters_1, clusters_2)
+    if expected > 1 - ROUNDING:
+        return math.nan
+    return (element_similarity(clusters_1, clusters_2) - expected) / (1 - expected)
+
+
 def reduced_mutual_information(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
     """Mutual information less the cost of the contingency table, in bits a unit; may be negative.
 
@@ -280,9 +310,10 @@ def align_modules(modules_a: dict, modules_b: dict, *, shuffles: int = 5000, see
         seed: the same seed, the same null.
 
     Returns:
-        score, null (float32), p, rmi, rmi_norm, vi, vi_norm, element_sim, adj_spearman_r, adj_spearman_p,
-        transfer_AaPb, transfer_AbPa (Q of one method's matrix under the other's clusters), both also _norm (divided by
-        that matrix's own Q + 1e-3), version. Where either has no modules (score NaN) all but the version are NaN.
+        score, null (float32), p, rmi, rmi_norm, vi, vi_norm, element_sim, element_sim_expected (its chance level),
+        element_sim_adjusted, adj_spearman_r, adj_spearman_p, transfer_AaPb, transfer_AbPa (Q of one method's matrix
+        under the other's clusters), both also _norm (divided by that matrix's own Q + 1e-3), version. Where either has
+        no modules (score NaN) all but the version are NaN.
 
     Raises: ValueError if they are not about the same number of units.
     """
@@ -315,6 +346,8 @@ MEASURES = {
     "vi": variation_of_information,
     "vi_norm": normalized_information,
     "element_sim": element_similarity,
+    "element_sim_expected": expected_element_similarity,
+    "element_sim_adjusted": adjusted_element_similarity,
 }
 STATISTICS = (
     *("p", "adj_spearman_r", "adj_spearman_p"),

@@ -1,5 +1,6 @@
 """Comparison of clusterings and of matrices, against plain implementations, exact counts and reference values."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import sklearn.metrics
 import torch
 
 from comparison import (
+    ALIGN_VERSION,
+    adjusted_element_similarity,
     align_modules,
     alignment_null,
     alignment_score,
     contingency_table,
     element_similarity,
+    expected_element_similarity,
     log_num_tables,
     normalized_information,
     normalized_reduced_information,
@@ -40,6 +44,7 @@ COLUMNS = {
 }
 FLOAT32 = {"score", "transfer_AaPb", "transfer_AbPa"}  # measured in single precision
 MEASURES = (alignment_score, variation_of_information, normalized_information, element_similarity)
+CHANCE = (expected_element_similarity, adjusted_element_similarity)
 INFORMATION = (reduced_mutual_information, normalized_reduced_information)
 
 settings = hypothesis.settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -137,7 +142,7 @@ def test_equal_cells_are_taken_in_row_major_order():
 def test_empty_columns_change_nothing():
     P1, P2 = random_pair((0, 20, 4, 3))
     wide = torch.cat([P1, torch.zeros(20, 5)], 1)
-    for measure in (*MEASURES, *INFORMATION):
+    for measure in (*MEASURES, *INFORMATION, *CHANCE):
         assert measure(wide, P2) == measure(P1, P2)
 
 
@@ -186,6 +191,33 @@ def test_element_similarity_is_its_mean_over_units(numbers):
     assert abs(element_similarity(P1, P2) - np.mean(shares)) < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("labels_1", "labels_2"),
+    [
+        ([0, 0, 1, 1], [0, 0, 1, 1]),
+        ([0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 2, -1]),
+        ([0, 0, 0, 1, 2, -1], [0, 1, 1, 2, 2, 2]),
+        ([0, 1, 2, 3, 4], [0, 0, 0, 0, 0]),
+    ],
+)
+def test_the_chance_level_of_element_similarity_is_its_mean_over_all_permutations(labels_1, labels_2):
+    P1, P2 = one_hot(labels_1), one_hot(labels_2)
+    orders = itertools.permutations(range(len(labels_1)))
+    expected = np.mean([element_similarity(P1, P2[list(order)]) for order in orders])
+    assert abs(expected_element_similarity(P1, P2) - expected) < 1e-12
+    adjusted = (element_similarity(P1, P2) - expected) / (1 - expected)
+    assert abs(adjusted_element_similarity(P1, P2) - adjusted) < 1e-12
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 64])
+def test_where_chance_gives_perfect_agreement_nothing_is_beyond_chance(n):
+    for labels in (np.zeros(n, dtype=int), np.arange(n)):
+        assert abs(expected_element_similarity(one_hot(labels), one_hot(labels)) - 1) < 1e-12
+        assert math.isnan(adjusted_element_similarity(one_hot(labels), one_hot(labels)))
+    if n > 2:
+        assert adjusted_element_similarity(*[one_hot(np.arange(n) // 2)] * 2) == 1
+
+
 @pytest.mark.parametrize("labels", [([0, 0, 1, 1, 1, 2], [0, 1, 1, 0, 2, 2]), ([0] * 4 + [1] * 4, [0, 1] * 4)])
 def test_reduced_mutual_information_is_its_formula(labels):
     (labels_1, labels_2), f, n = labels, math.factorial, len(labels[0])
@@ -225,7 +257,7 @@ def test_the_number_of_tables_is_about_right(rows, columns):
 def test_measures_are_bounded_and_do_not_depend_on_the_order_of_units(numbers):
     P1, P2 = random_pair(numbers)
     order = torch.from_numpy(np.random.default_rng(numbers[0]).permutation(len(P1)))
-    for measure in (*MEASURES, *INFORMATION):
+    for measure in (*MEASURES, *INFORMATION, *CHANCE):
         value = measure(P1, P2)
         assert same(measure(P1[order], P2[order]), value, 1e-9)
         if measure in MEASURES and measure is not variation_of_information:
@@ -237,7 +269,7 @@ def test_measures_are_bounded_and_do_not_depend_on_the_order_of_units(numbers):
 @hypothesis.given(clusterings)
 def test_all_but_the_greedy_score_are_symmetric_and_do_not_depend_on_labels(numbers):
     P1, P2 = random_pair(numbers)
-    for measure in (*MEASURES[1:], *INFORMATION):
+    for measure in (*MEASURES[1:], *INFORMATION, *CHANCE):
         value = measure(P1, P2)
         assert same(measure(P2, P1), value, 1e-9)
         assert same(measure(P1.flip(1), P2), value, 1e-9)
@@ -276,6 +308,7 @@ def test_spearman_is_the_correlation_of_ranks_over_pairs():
 
 KEYS = {
     *("score", "null", "p", "rmi", "rmi_norm", "vi", "vi_norm", "element_sim", "adj_spearman_r", "adj_spearman_p"),
+    *("element_sim_expected", "element_sim_adjusted"),
     *("transfer_AaPb", "transfer_AbPa", "transfer_AaPb_norm", "transfer_AbPa_norm", "version"),
 }
 
@@ -284,7 +317,7 @@ def test_alignments_hold_what_they_say_and_load_as_plain_data(tmp_path):
     a, b = reference_modules(0)
     torch.save(align_modules(a, b), tmp_path / "align.pt")
     aligned = torch.load(tmp_path / "align.pt", weights_only=True)
-    assert set(aligned) == KEYS and aligned["version"] == 100
+    assert set(aligned) == KEYS and aligned["version"] == ALIGN_VERSION
     assert aligned["null"].shape == (5000,) and aligned["null"].dtype == torch.float32
     assert abs(aligned["transfer_AaPb_norm"] - aligned["transfer_AaPb"] / (a["score"] + 1e-3)) < 1e-12
     assert abs(aligned["transfer_AbPa_norm"] - aligned["transfer_AbPa"] / (b["score"] + 1e-3)) < 1e-12
@@ -306,7 +339,7 @@ def test_unassigned_clusterings_have_no_score():
 
 
 def test_clusterings_that_cannot_be_compared_are_refused():
-    for measure in (*MEASURES, *INFORMATION):
+    for measure in (*MEASURES, *INFORMATION, *CHANCE):
         with pytest.raises(ValueError, match="different lengths, 3 and 4"):
             measure(one_hot([0, 1, 1]), one_hot([0, 1, 1, 0]))
         with pytest.raises(ValueError, match="no units"):

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from associations import BASE_METHODS, JAC_DIRECTIONS, associations
 from models.cifar10 import Cifar10Fast
 from models.mnist import MnistSupervised
-from numerics.derivatives import by_unit, careful_arithmetic, frozen
+from numerics.derivatives import by_unit
+from numerics.recording import careful_arithmetic, frozen
 from numerics.running_sums import gram
 from study.datasets import SHAPES, Split, load
 

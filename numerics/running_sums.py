@@ -86,7 +86,7 @@ class SampledGramSum:
 
     def __init__(self, pairs):
         self.pairs = pairs
-        self.halves = [0, 0]
+        self.total = 0
         self.dd, self.d_diagonal, self.diagonals = 0, 0, 0  # Σ D_ij², Σ D_ij D_ii, Σ D_ii D_jj
 
     def add(self, rows, rows_again):
@@ -95,18 +95,14 @@ class SampledGramSum:
             a, b = gram(a), gram(b)
             difference = a - b
             diagonal = difference.diagonal()
-            self.halves = [self.halves[0] + a, self.halves[1] + b]
+            self.total = self.total + a + b
             self.dd = self.dd + difference**2
             self.d_diagonal = self.d_diagonal + difference * diagonal[:, None]
             self.diagonals = self.diagonals + diagonal[:, None] * diagonal
 
     def mean(self, n):
         """T, the estimate of the mean over n examples."""
-        return (self.halves[0] + self.halves[1]) / (2 * self.pairs * n)
-
-    def half_means(self, n):
-        """The estimates from the first and from the second of each pair, independent given the images."""
-        return [half / (self.pairs * n) for half in self.halves]
+        return self.total / (2 * self.pairs * n)
 
     def stderr(self, n, of_normalized=False):
         """Standard error of each entry of T, or of normalized(T) to first order.

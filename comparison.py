@@ -201,9 +201,6 @@ def element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> fl
 def expected_element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
     """Chance level of element-centric similarity: its exact mean over all permutations of one clustering's units.
 
-    Each n_rs is then hypergeometric, so that E = (1/n) Σ_rs E[n_rs²]/max(r, s) with
-    E[n_rs²] = rs/n + r(r − 1)s(s − 1)/(n(n − 1)), r and s the clusters' sizes.
-
     Returns: a number in (0, 1]; 1 where every permutation gives the same clustering.
 
     >>> pairs = torch.tensor([[1., 0], [1, 0], [0, 1], [0, 1]])  # a third of all permutations split both pairs alike
@@ -211,7 +208,17 @@ def expected_element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tens
     0.6667
     """
     table = contingency_table(clusters_1, clusters_2)
-    n, rows, columns = table.sum(), table.sum(1)[:, None], table.sum(0)[None, :]
+    return expected_similarity_of_sizes(table.sum(1), table.sum(0))
+
+
+def expected_similarity_of_sizes(sizes_1: np.ndarray, sizes_2: np.ndarray) -> float:
+    """The same from the sizes of the clusters alone, of which dead units are one, in either clustering.
+
+    Each n_rs is hypergeometric, so that E = (1/n) Σ_rs E[n_rs²]/max(r, s) with
+    E[n_rs²] = rs/n + r(r − 1)s(s − 1)/(n(n − 1)), r and s the clusters' sizes.
+    """
+    rows, columns = np.asarray(sizes_1)[:, None], np.asarray(sizes_2)[None, :]
+    n = rows.sum()
     pairs = rows * (rows - 1) * columns * (columns - 1) / (n * max(n - 1, 1))
     return float(((rows * columns / n + pairs) / np.maximum(rows, columns)).sum() / n)
 

@@ -96,6 +96,8 @@ def associations(
     *,
     methods=METHODS,
     layers=None,
+    outputs=None,
+    inputs=None,
     combined=False,
     jac_directions=JAC_DIRECTIONS,
     output_directions=OUTPUT_DIRECTIONS,
@@ -109,11 +111,18 @@ def associations(
     than 64 logits. These come with standard errors, which rest on (images / 16) × (directions / 2) differences.
 
     Args:
-        model: in evaluation mode; returns (hidden, logits), or logits alone if `layers` is given.
-        batches: iterable of (x, y), float inputs (B, …) and int64 labels (B,), on the model's device. Read once. Memory
-            grows with the batch, not with the data.
+        model: in evaluation mode; returns (hidden, logits), or logits alone if `layers` is given: a tensor, an object
+            with `.logits` or a dict with "logits".
+        batches: iterable of (x, y), inputs (B, …) and int64 labels (B,), on the model's device. Read once. Memory grows
+            with the batch, not with the data. Inputs are one tensor, or a tuple or dict, which becomes the arguments of
+            the model's forward.
         methods: which of METHODS; a method and its `_norm` cost the same as either.
-        layers: names of modules whose outputs (B, units, *locations) are analysed; None: the model's own `hidden`.
+        layers: names of modules whose outputs (B, units, *locations) are analysed; None: the model's own `hidden`. Of a
+            module that runs several times, one call: "relu:2", the second. Of a module that returns several tensors,
+            the first, or another: "lstm[1]".
+        outputs: a function from what the model returns to logits, or to (hidden, logits), for models that return more.
+        inputs: name of a module whose output counts as the input x of `forward_jac`: an embedding, where the inputs are
+            token numbers. None: all floating-point tensors of the inputs.
         combined: also one matrix over the units of all layers, in their order; all layers must be dense.
         jac_directions: random input directions for each image, even.
         output_directions: random output directions for each image, even.
@@ -126,7 +135,12 @@ def associations(
     if any(module.training for module in model.modules()):
         raise ValueError("associations are defined in evaluation mode: call model.eval() first")
     bases = _base_methods(methods)
-    with recorded(model, layers) as run, frozen(model), linear_where_linear(model), careful_arithmetic():
+    with (
+        recorded(model, layers, outputs, inputs) as run,
+        frozen(model),
+        linear_where_linear(model),
+        careful_arithmetic(),
+    ):
         measurement = Measurement(model, run, bases, combined, _even(jac_directions), _even(output_directions), seed)
         for x, y in tqdm(batches, desc="associations", disable=not progress):
             measurement.add(x, y)

@@ -30,30 +30,36 @@ def pullback(hidden, logits, cotangent):
 
 
 def input_tangents(hidden, x):
-    """Function v ↦ [∂h/∂x · v for every layer], all layers from one pass.
+    """Function v ↦ [∂h/∂x · v for every layer], all layers from one pass; x and v may be lists of tensors.
 
     The pullback g(u) = Σ_l (∂h_l/∂x)ᵀu_l is linear in u, and its own pullback at v is the Jacobian–vector product. One
     backward pass builds g for the batch; forward-mode differentiation would redo the forward pass for each direction.
     """
     u = [torch.zeros_like(h, requires_grad=True) for h in hidden]
-    g = grad(hidden, x, u, create_graph=True, materialize_grads=True)[0]
-    if not g.requires_grad:
+    g = grad(hidden, x, u, create_graph=True, materialize_grads=True)
+    varying = [i for i, g_of_input in enumerate(g) if g_of_input.requires_grad]
+    if not varying:
         return lambda v: u
-    return lambda v: grad(g, u, v, retain_graph=True, materialize_grads=True)
+
+    def tangents(v):
+        v = [v] if isinstance(v, torch.Tensor) else v
+        return grad([g[i] for i in varying], u, [v[i] for i in varying], retain_graph=True, materialize_grads=True)
+
+    return tangents
 
 
 def input_jacobian(units, x):
     """∂h/∂x by one backward pass per unit and location.
 
-    Args: units: (B, locations, d), computed from x.
+    Args: units: (B, locations, d), computed from x, a tensor or several.
     Returns: (d, locations, B, elements of x).
     """
     _, n_locations, n_units = units.shape
-    rows = [
-        grad(units[:, s, i].sum(), x, retain_graph=True, materialize_grads=True)[0].flatten(1)
-        for i in range(n_units)
-        for s in range(n_locations)
-    ]
+    rows = []
+    for i in range(n_units):
+        for s in range(n_locations):
+            gradients = grad(units[:, s, i].sum(), x, retain_graph=True, materialize_grads=True)
+            rows.append(torch.cat([gradient.reshape(len(gradient), -1) for gradient in gradients], dim=1))
     return torch.stack(rows).unflatten(0, (n_units, n_locations))
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from numerics import nested
 from numerics.chains import chain_input_jacobians, chain_logit_jacobians, run_chain
 from numerics.checks import examples_are_independent, second_derivatives_vanish
 from numerics.derivatives import by_unit, input_jacobian, input_tangents, logit_gradients, loss_hessian, pullback
@@ -28,22 +29,48 @@ class Measurement:
 
     def add(self, x, y):
         """Takes in one batch."""
-        x = _in_fast_layout(x.detach()).requires_grad_()
-        hidden, logits, weights = run_chain(self.model, self.run, x)
+        batch = self._differentiable(nested.mapped(_in_fast_layout, x))
+        if self.run.source is None and isinstance(batch, torch.Tensor):
+            hidden, logits, weights = run_chain(self.model, self.run, batch)
+        else:
+            hidden, logits, weights = *self.run(batch), None
+        inputs = self.run.inputs
+        self._check_inputs(batch, inputs)
         if self.groups is None:
-            self._start(x, hidden, logits)
-        self.n += len(x)
+            self._start(batch, hidden, logits)
+        self.n += len(logits)
         if "forward_cov" in self.methods:
             for group, rows in self._grouped([h.detach() for h in hidden]):
                 self._sum("forward_cov", group, Covariance).add(rows)
         if weights and logits.shape[1] <= MAX_EXACT_LOGITS:
             self._add_chain(weights, [h.detach() for h in hidden], logits.detach())
         else:
-            self._add_general(x, y, hidden, logits)
+            self._add_general(batch, y, inputs, hidden, logits)
 
-    def _start(self, x, hidden, logits):
+    def _differentiable(self, batch):
+        """The batch cut off from what made it; its floating-point tensors ask for gradients, if they are the input."""
+        return nested.mapped(
+            lambda t: t.detach().requires_grad_(t.is_floating_point() and self.run.source is None), batch
+        )
+
+    def _check_inputs(self, batch, inputs):
+        """Whether there is something to take Jacobians by."""
+        if "forward_jac" not in self.methods:
+            return
+        if not inputs:
+            raise ValueError(
+                "forward_jac is the Jacobian by floating-point inputs, and there are none: name the module whose "
+                'output it should be taken by, inputs="embedding", or leave out forward_jac'
+            )
+        if any(len(tensor) != nested.size(batch) for tensor in inputs):
+            raise ValueError(
+                f"inputs={self.run.source.name!r} returns {[tuple(tensor.shape) for tensor in inputs]} "
+                f"for {nested.size(batch)} examples: it must be one row an example"
+            )
+
+    def _start(self, batch, hidden, logits):
         shapes = [tuple(h.shape) for h in hidden]
-        if logits.ndim != 2 or any(len(shape) < 2 or shape[0] != len(x) for shape in shapes):
+        if logits.ndim != 2 or any(len(shape) < 2 or shape[0] != nested.size(batch) for shape in shapes):
             raise ValueError(f"need logits (B, classes) and layers (B, units, …), not {tuple(logits.shape)}, {shapes}")
         if self.combined and any(len(shape) > 2 for shape in shapes):
             raise ValueError(f"combined matrices need dense layers (B, units), not {shapes}")
@@ -58,7 +85,7 @@ class Measurement:
             for group in self.groups
             if self.passes[group] <= MAX_EXACT_PASSES or (dense and all(len(shapes[i]) == 2 for i in group))
         ]
-        self.check, self.output, self.input = (torch.Generator(x.device).manual_seed(self.seed) for _ in range(3))
+        self.check, self.output, self.input = (torch.Generator(logits.device).manual_seed(self.seed) for _ in range(3))
 
     def _sum(self, method, group, make):
         return self.sums[method].setdefault(group, make())
@@ -105,9 +132,8 @@ class Measurement:
 
     # Any network
 
-    def _add_general(self, x, y, hidden, logits):
-        few = x[: max(1, min(CHECKED, len(x) // 2))]
-        few_hidden, few_logits = self.run(few)
+    def _add_general(self, batch, y, inputs, hidden, logits):
+        few_hidden, few_logits = self.run(nested.part(batch, 0, max(1, min(CHECKED, len(logits) // 2))))
         if not examples_are_independent(logits, few_logits):
             raise ValueError(
                 "the network is random, or its examples influence each other, in evaluation mode: "
@@ -122,8 +148,8 @@ class Measurement:
         elif backward:
             self._add_sampled_logit_gradients(hidden, logits, backward)
         if "forward_jac" in self.methods:
-            self._add_tangents(x, hidden)
-            self._add_input_jacobians(x)
+            self._add_tangents(inputs, hidden)
+            self._add_input_jacobians(batch, inputs)
 
     def _add_hessians(self, hidden, loss):
         most = max(self.passes.values())
@@ -173,27 +199,29 @@ class Measurement:
             for _ in range(self.output_pairs):
                 self._sampled(method, self.output_pairs, estimate(method), estimate(method))
 
-    def _add_tangents(self, x, hidden):
+    def _add_tangents(self, inputs, hidden):
         """E[(Jv)(Jv)ᵀ] = JJᵀ for random signs v: one Jacobian–vector product serves every unit of every layer."""
         groups = [group for group in self.groups if group not in self.exact]
         layers = [layer for group in groups for layer in group]
         if not layers:
             return
-        tangents = input_tangents([hidden[layer] for layer in layers], x)
+        tangents = input_tangents([hidden[layer] for layer in layers], inputs)
 
         def estimate():
-            return self._grouped(dict(zip(layers, tangents(_signs(x, self.input)), strict=True)), groups)
+            v = [_signs(x, self.input) for x in inputs]
+            return self._grouped(dict(zip(layers, tangents(v), strict=True)), groups)
 
         for _ in range(self.jac_pairs):
             self._sampled("forward_jac", self.jac_pairs, estimate(), estimate())
 
-    def _add_input_jacobians(self, x):
+    def _add_input_jacobians(self, batch, inputs):
         """Exact Gram matrices of ∂h/∂x, for a few images at a time: their Jacobians are held in memory."""
         for group in self.exact:
-            for images in x.detach().split(max(1, JACOBIAN_FLOATS // (self.passes[group] * x[0].numel()))):
-                images = images.requires_grad_()
-                ((_, rows),) = self._grouped(self.run(images)[0], [group])
-                self._exact("forward_jac", group, gram(input_jacobian(rows, images).flatten(1).T))
+            at_once = max(1, JACOBIAN_FLOATS // (self.passes[group] * sum(x[0].numel() for x in inputs)))
+            for start in range(0, nested.size(batch), at_once):
+                some = self._differentiable(nested.part(batch, start, start + at_once))
+                ((_, rows),) = self._grouped(self.run(some)[0], [group])
+                self._exact("forward_jac", group, gram(input_jacobian(rows, self.run.inputs).flatten(1).T))
 
     # The result
 

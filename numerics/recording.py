@@ -1,46 +1,198 @@
 """Running a network so that its hidden layers are at hand, and it and torch's settings stay as they were."""
 
+import copy
+import re
+from collections.abc import Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
+from numerics import nested
 
-@contextmanager
-def recorded(model, layers=None):
-    """Context manager giving `run(x) → (hidden, logits)` for any network, which stays unchanged.
+ADDRESS = re.compile(r"(?P<module>[^:\[\]]*)(?::(?P<call>\d+))?(?P<keys>(?:\[\w+\])*)")
 
-    Args:
-        model: returns (hidden, logits) where `layers` is None, otherwise logits alone.
-        layers: names from `model.named_modules()`; `hidden` then lists these modules' outputs (B, units, *locations).
 
-    Raises: ValueError for an unknown name, for a module that runs never or more than once, or returns no tensor.
+class Address(NamedTuple):
+    """Where a tensor is found: the module, which of its calls (None: it has one), and the keys into what it returns."""
+
+    name: str
+    module: str
+    call: int | None
+    keys: tuple
+
+
+def address(name, modules):
+    """The Address that a name stands for: "module", "module:2" for its second call, "module[1]" for a tuple's second.
+
+    Raises: ValueError if there is no such module, or call 0 is asked for.
     """
-    if layers is None:
-        yield model
-        return
-    modules, outputs = dict(model.named_modules()), {}
-    if not layers or not set(layers) <= set(modules):
-        raise ValueError(f"no layers {sorted(set(layers) - set(modules))} among {', '.join(modules).strip(', ')}")
+    if name in modules:
+        return Address(name, name, None, ())
+    parts = ADDRESS.fullmatch(name)
+    if not parts or parts["module"] not in modules:
+        raise ValueError(f"no layers {name!r} among {', '.join(modules).strip(', ')}")
+    if parts["call"] == "0":
+        raise ValueError(f"layer {name!r}: calls are numbered from 1")
+    keys = tuple(int(key) if key.isdigit() else key for key in re.findall(r"\[(\w+)\]", parts["keys"]))
+    return Address(name, parts["module"], parts["call"] and int(parts["call"]), keys)
 
-    def keep(name):
+
+class Recording:
+    """Runs a network: `recording(batch)` → (hidden, logits).
+
+    Attributes:
+        inputs: after a run, the tensors (B, …) that Jacobians by the input are taken by.
+        modules: the module of each layer; None for the layers that the network returns itself.
+    """
+
+    def __init__(self, model, layers, outputs, inputs):
+        self.model, self.outputs, modules = model, outputs, dict(model.named_modules())
+        self.layers = layers if layers is None else [address(name, modules) for name in layers]
+        self.source = None if inputs is None else address(inputs, modules)
+        self.wanted = [*(self.layers or []), *([self.source] if self.source else [])]
+        self.modules = None if layers is None else [modules[layer.module] for layer in self.layers]
+        self.calls, self.found, self.inputs = {}, {}, []
+
+    def __call__(self, batch):
+        self.calls, self.found = {}, {}
+        returned = nested.call(self.model, batch)
+        returned = returned if self.outputs is None else self.outputs(returned)
+        for wanted in self.wanted:
+            self._check_calls(wanted)
+        self.inputs = [self.found[self.source]] if self.source else nested.float_tensors(batch)
+        if self.layers is None:
+            return _hidden_and_logits(returned)
+        return [self.found[layer] for layer in self.layers], _logits(returned)
+
+    def keep(self, module):
+        """A forward hook that keeps what is wanted of the module's outputs."""
+
         def hook(_module, _inputs, output):
-            if name in outputs or not isinstance(output, torch.Tensor):
-                raise ValueError(f"layer {name!r} runs twice in one forward pass, or does not return a tensor")
-            outputs[name] = output
-            return output.clone()  # the next operation may write in place, which must not change what was recorded
+            self.calls[module] = call = self.calls.get(module, 0) + 1
+            for wanted in self.wanted:
+                if wanted.module == module and (wanted.call or 1) == call:
+                    with torch.enable_grad():
+                        output = self._kept(wanted, output)
+            return output
 
         return hook
 
-    def run(x):
-        outputs.clear()
-        logits = model(x)
-        if set(outputs) != set(layers):
-            raise ValueError(f"layers {sorted(set(layers) - set(outputs))} did not run")
-        return [outputs[name] for name in layers], logits
+    def _kept(self, wanted, output):
+        """The output with a copy in place of the tensor kept: the next operation may overwrite its input."""
+        keys = _keys_of_tensor(output, wanted)
+        tensor = _at(output, keys)
+        if not tensor.is_floating_point():
+            raise ValueError(f"layer {wanted.name!r} returns {tensor.dtype}, which has no derivatives")
+        self.found[wanted] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+        return _replaced(output, keys, self.found[wanted].clone())
 
-    handles = [modules[name].register_forward_hook(keep(name)) for name in layers]
+    def _check_calls(self, wanted):
+        calls = self.calls.get(wanted.module, 0)
+        if not calls:
+            raise ValueError(f"layers {[wanted.name]} did not run")
+        if wanted.call is None and calls > 1:
+            raise ValueError(
+                f"layer {wanted.name!r} runs twice in one forward pass, or more often ({calls} times): "
+                f"name one of its calls, {wanted.module + ':1'!r} to {wanted.module + f':{calls}'!r}"
+            )
+        if calls < (wanted.call or 1):
+            raise ValueError(f"layer {wanted.name!r}: {wanted.module!r} runs {calls} times in one forward pass")
+
+
+def _keys_of_tensor(output, wanted):
+    """The keys given, and as many first elements as it takes to come to a tensor."""
+    keys = list(wanted.keys)
     try:
-        yield run
+        inside = _at(output, keys)
+        while not isinstance(inside, torch.Tensor):
+            keys.append(next(iter(inside)) if isinstance(inside, Mapping) else 0)
+            inside = _at(output, keys)
+    except (LookupError, TypeError, StopIteration):
+        raise ValueError(
+            f"layer {wanted.name!r} does not return a tensor, or has none at that place: it returns "
+            f"{_described(output)}; name the layer as {wanted.module!r}, or a place in what it returns as "
+            f"{wanted.module + '[1]'!r}"
+        ) from None
+    return keys
+
+
+def _at(output, keys):
+    for key in keys:
+        if isinstance(output, torch.Tensor):
+            raise TypeError("a tensor has no parts")
+        output = output[key]
+    return output
+
+
+def _replaced(output, keys, tensor):
+    """A copy of what a module returns, with another tensor at a place in it."""
+    if not keys:
+        return tensor
+    inside = _replaced(output[keys[0]], keys[1:], tensor)
+    if isinstance(output, tuple):
+        items = [inside if i == keys[0] % len(output) else item for i, item in enumerate(output)]
+        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+    output = copy.copy(output)
+    output[keys[0]] = inside
+    return output
+
+
+def _hidden_and_logits(returned):
+    """What a network without named layers returns, (hidden, logits)."""
+    pair = isinstance(returned, (tuple, list)) and len(returned) == 2
+    if not pair or not isinstance(returned[0], (tuple, list)) or not isinstance(returned[1], torch.Tensor):
+        raise ValueError(
+            f"the network returns {_described(returned)}, not (list of hidden layers, logits): "
+            "name the modules to analyse, layers=[…]"
+        )
+    return list(returned[0]), returned[1]
+
+
+def _logits(returned):
+    """The logits in what a network returns: itself, its `.logits`, or its item "logits"."""
+    inside = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", returned)
+    if not isinstance(inside, torch.Tensor):
+        raise ValueError(
+            f"the network returns {_described(returned)}: say which of it are the logits, "
+            "as in outputs=lambda returned: returned[0]"
+        )
+    return inside
+
+
+def _described(returned):
+    """In words, what a network or module returns."""
+    if isinstance(returned, torch.Tensor):
+        return f"a tensor {tuple(returned.shape)}"
+    if isinstance(returned, Mapping):
+        return f"a {type(returned).__name__} of {', '.join(map(repr, returned))}"
+    if isinstance(returned, (tuple, list)):
+        return f"a {type(returned).__name__} of {len(returned)}"
+    return f"a {type(returned).__name__}"
+
+
+@contextmanager
+def recorded(model, layers=None, outputs=None, inputs=None):
+    """Context manager giving a `Recording` of any network, which stays unchanged.
+
+    Args:
+        model: returns (hidden, logits) where `layers` is None, otherwise logits.
+        layers: names from `model.named_modules()`, see `address`; `hidden` then lists these modules' outputs.
+        outputs: a function from what the network returns to the above.
+        inputs: name of the module whose output counts as the network's input; None: the floating-point tensors given.
+
+    Raises: ValueError for an unknown name; and, in a run, for a module that runs never, or more than once where no call
+        was chosen, or returns no tensor.
+    """
+    if layers is not None and not layers:
+        raise ValueError("no layers are named")
+    recording = Recording(model, layers, outputs, inputs)
+    modules = dict(model.named_modules())
+    handles = [
+        modules[name].register_forward_hook(recording.keep(name)) for name in {w.module: 0 for w in recording.wanted}
+    ]
+    try:
+        yield recording
     finally:
         for handle in handles:
             handle.remove()

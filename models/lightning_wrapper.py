@@ -12,6 +12,7 @@ from models.build import build
 from study import datasets
 from study.grids import BASE_SEED, uid
 
+CHANNELS_AT_A_TIME = 8  # a vector's floats; torch 2.14 writes beyond its memory where channels_last layers have fewer
 STEPS_AT_A_TIME = 10  # optimiser steps between two visits to Lightning's loop, whose cost is about that of one step
 
 
@@ -92,12 +93,13 @@ class LitWrapper(pl.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = build(dataset, drop, model_args)
-        self.convolutional = any(p.ndim == 4 for p in self.model.parameters())
-        if self.convolutional:  # the layout that convolutions are fastest in
+        widths = [p.shape[0] for p in self.model.parameters() if p.ndim == 4]
+        self.channels_last = bool(widths) and not any(width % CHANNELS_AT_A_TIME for width in widths)
+        if self.channels_last:  # the layout that convolutions are fastest in
             self.model.to(memory_format=torch.channels_last)
 
     def forward(self, x):
-        return self.model(x.contiguous(memory_format=torch.channels_last) if self.convolutional else x)
+        return self.model(x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
 
     # Weights
 

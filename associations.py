@@ -98,6 +98,7 @@ def associations(
     layers=None,
     outputs=None,
     inputs=None,
+    unit_dim=None,
     combined=False,
     jac_directions=JAC_DIRECTIONS,
     output_directions=OUTPUT_DIRECTIONS,
@@ -117,12 +118,14 @@ def associations(
             with the batch, not with the data. Inputs are one tensor, or a tuple or dict, which becomes the arguments of
             the model's forward.
         methods: which of METHODS; a method and its `_norm` cost the same as either.
-        layers: names of modules whose outputs (B, units, *locations) are analysed; None: the model's own `hidden`. Of a
-            module that runs several times, one call: "relu:2", the second. Of a module that returns several tensors,
-            the first, or another: "lstm[1]".
+        layers: names of modules whose outputs are analysed; None: the model's own `hidden`, (B, units, *locations)
+            each. Of a module that runs several times, one call: "relu:2", the second. Of a module that returns several
+            tensors, the first, or another: "lstm[1]".
         outputs: a function from what the model returns to logits, or to (hidden, logits), for models that return more.
         inputs: name of a module whose output counts as the input x of `forward_jac`: an embedding, where the inputs are
             token numbers. None: all floating-point tensors of the inputs.
+        unit_dim: which dimension of a layer's output holds its units, one number or one a layer (None: not said); all
+            others but that of the examples are locations. Needed where it cannot be told, as in transformers: −1.
         combined: also one matrix over the units of all layers, in their order; all layers must be dense.
         jac_directions: random input directions for each image, even.
         output_directions: random output directions for each image, even.
@@ -141,7 +144,9 @@ def associations(
         linear_where_linear(model),
         careful_arithmetic(),
     ):
-        measurement = Measurement(model, run, bases, combined, _even(jac_directions), _even(output_directions), seed)
+        measurement = Measurement(
+            model, run, bases, combined, _even(jac_directions), _even(output_directions), seed, unit_dim
+        )
         for x, y in tqdm(batches, desc="associations", disable=not progress):
             measurement.add(x, y)
     return _result(measurement, methods, bases, combined)

@@ -7,9 +7,12 @@ import torch
 from torch.autograd import grad
 
 
-def by_unit(tensor):
-    """(B, units) or (B, units, *locations) as (B, locations, units)."""
-    return tensor[:, None] if tensor.ndim == 2 else tensor.flatten(2).movedim(1, 2)
+def by_unit(tensor, examples=0, units=1):
+    """A layer as (B, locations, units), given the dimensions of examples and units; all others are locations."""
+    if tensor.ndim == 2 and (examples, units) == (0, 1):
+        return tensor[:, None]
+    rows = tensor.movedim((examples, units), (0, -1))
+    return rows.flatten(1, -2) if rows.ndim > 2 else rows[:, None]
 
 
 def logit_gradients(hidden, logits):
@@ -63,18 +66,18 @@ def input_jacobian(units, x):
     return torch.stack(rows).unflatten(0, (n_units, n_locations))
 
 
-def loss_hessian(h, loss):
+def loss_hessian(h, loss, rows):
     """Σ over examples and locations of ∂²L/∂h_i∂h_j (same location): a Hessian–vector product per unit and location.
 
-    Args: h: (B, d, *locations).  loss: sum over examples of a function of h.
+    Args: h: a layer.  loss: sum over examples of a function of h.  rows: a function from h's shape to (B, S, d).
     Returns: (d, d), symmetric.
     """
-    gradient = by_unit(grad(loss, h, create_graph=True, materialize_grads=True)[0])  # (B, S, d)
+    gradient = rows(grad(loss, h, create_graph=True, materialize_grads=True)[0])  # (B, S, d)
     _, n_locations, n_units = gradient.shape
     hessian = h.new_zeros(n_units, n_units)
     if gradient.requires_grad:
         for i in range(n_units):
             for s in range(n_locations):
                 row = grad(gradient[:, s, i].sum(), h, retain_graph=True, materialize_grads=True)[0]
-                hessian[i] += by_unit(row)[:, s].sum(0)
+                hessian[i] += rows(row)[:, s].sum(0)
     return (hessian + hessian.T) / 2

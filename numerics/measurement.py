@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from numerics import nested
 from numerics.chains import chain_input_jacobians, chain_logit_jacobians, run_chain
 from numerics.checks import examples_are_independent, second_derivatives_vanish
-from numerics.derivatives import by_unit, input_jacobian, input_tangents, logit_gradients, loss_hessian, pullback
+from numerics.derivatives import input_jacobian, input_tangents, logit_gradients, loss_hessian, pullback
+from numerics.layout import Layout, find_layouts
 from numerics.running_sums import Covariance, GramSum, SampledGramSum, gram
 
 MAX_EXACT_LOGITS = 64  # beyond, random output directions take fewer passes
@@ -21,8 +22,8 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class Measurement:
     """The running sums of one pass, per method and group: a group is one layer, or all for combined matrices."""
 
-    def __init__(self, model, run, methods, combined, jac_directions, output_directions, seed):
-        self.model, self.run, self.methods, self.combined = model, run, methods, combined
+    def __init__(self, model, run, methods, combined, jac_directions, output_directions, seed, unit_dim=None):
+        self.model, self.run, self.methods, self.combined, self.unit_dim = model, run, methods, combined, unit_dim
         self.jac_pairs, self.output_pairs, self.seed = jac_directions // 2, output_directions // 2, seed
         self.n, self.groups = 0, None
         self.sums = {method: {} for method in methods}
@@ -37,7 +38,7 @@ class Measurement:
         inputs = self.run.inputs
         self._check_inputs(batch, inputs)
         if self.groups is None:
-            self._start(batch, hidden, logits)
+            self._start(batch, hidden, logits, dense_chain=weights is not None)
         self.n += len(logits)
         if "forward_cov" in self.methods:
             for group, rows in self._grouped([h.detach() for h in hidden]):
@@ -68,15 +69,20 @@ class Measurement:
                 f"for {nested.size(batch)} examples: it must be one row an example"
             )
 
-    def _start(self, batch, hidden, logits):
+    def _start(self, batch, hidden, logits, dense_chain):
         shapes = [tuple(h.shape) for h in hidden]
-        if logits.ndim != 2 or any(len(shape) < 2 or shape[0] != nested.size(batch) for shape in shapes):
-            raise ValueError(f"need logits (B, classes) and layers (B, units, …), not {tuple(logits.shape)}, {shapes}")
+        if logits.ndim != 2 or len(logits) != nested.size(batch):
+            raise ValueError(f"need logits (B, classes), not {tuple(logits.shape)} for {nested.size(batch)} examples")
         if self.combined and any(len(shape) > 2 for shape in shapes):
             raise ValueError(f"combined matrices need dense layers (B, units), not {shapes}")
         layers = range(len(shapes))
-        self.widths = [shape[1] for shape in shapes]
-        self.locations = [by_unit(h).shape[1] for h in hidden]
+        if dense_chain and self.unit_dim is None:
+            self.layouts = [Layout() for _ in layers]
+        else:
+            self.layouts = find_layouts(self.run, batch, hidden, _few(batch), self.unit_dim)
+        _, self.locations, self.widths = zip(
+            *(layout.rows(h).shape for layout, h in zip(self.layouts, hidden, strict=True)), strict=True
+        )
         self.groups = [tuple(layers)] if self.combined else [(layer,) for layer in layers]
         self.passes = {group: sum(self.widths[i] * self.locations[i] for i in group) for group in self.groups}
         dense = not any(isinstance(module, CONVOLUTIONS) for module in self.model.modules())
@@ -103,7 +109,8 @@ class Measurement:
     def _grouped(self, tensors, groups=None):
         """(group, (B, S, d)) for every group, from one tensor a layer."""
         return [
-            (group, torch.cat([by_unit(tensors[layer]) for layer in group], dim=-1)) for group in groups or self.groups
+            (group, torch.cat([self.layouts[layer].rows(tensors[layer]) for layer in group], dim=-1))
+            for group in groups or self.groups
         ]
 
     # Chains of linear layers and ReLUs
@@ -133,7 +140,7 @@ class Measurement:
     # Any network
 
     def _add_general(self, batch, y, inputs, hidden, logits):
-        few_hidden, few_logits = self.run(nested.part(batch, 0, max(1, min(CHECKED, len(logits) // 2))))
+        few_hidden, few_logits = self.run(nested.part(batch, 0, _few(batch)))
         if not examples_are_independent(logits, few_logits):
             raise ValueError(
                 "the network is random, or its examples influence each other, in evaluation mode: "
@@ -160,7 +167,8 @@ class Measurement:
                 "Leave out backward_hess, the large layers, or combined"
             )
         for group in self.groups:
-            self._exact("backward_hess", group, loss_hessian(hidden[group[0]], loss))
+            (layer,) = group
+            self._exact("backward_hess", group, loss_hessian(hidden[layer], loss, self.layouts[layer].rows))
 
     def _add_logit_gradients(self, hidden, logits, methods):
         """Adds Σ_k J_k J_kᵀ and the Hessian Jᵀ(diag(p) − ppᵀ)J, J_k = ∂y_k/∂h, from one backward pass a logit.
@@ -229,6 +237,11 @@ class Measurement:
         """Of a base method, for every group: the signed mean (d, d), float64, and its running sum."""
         means = [self.sums[method][group].mean(self.n).cpu() for group in self.groups]
         return [(mean + mean.T) / 2 for mean in means], [self.sums[method][group] for group in self.groups]
+
+
+def _few(batch):
+    """Of how many examples of a batch the assumptions are tested."""
+    return max(1, min(CHECKED, nested.size(batch) // 2))
 
 
 def _in_fast_layout(x):

@@ -65,6 +65,10 @@ class Recording:
             return _hidden_and_logits(returned)
         return [self.found[layer] for layer in self.layers], _logits(returned)
 
+    def name(self, layer):
+        """How messages call a layer."""
+        return f"hidden[{layer}]" if self.layers is None else f"layer {self.layers[layer].name!r}"
+
     def keep(self, module):
         """A forward hook that keeps what is wanted of the module's outputs."""
 

@@ -244,3 +244,188 @@ def test_calls_of_a_module_that_runs_several_times_are_numbered():
 def test_calls_that_are_not_there_are_refused(layer, message):
     with pytest.raises(ValueError, match=message):
         associations(Repeated().eval(), [(torch.randn(9, 4), labels())], layers=[layer])
+
+
+# Where the units of a layer are ---------------------------------------------------------------------------------------
+
+
+class Transposed(nn.Module):
+    """A module between two permutations: it sees (time, batch, features)."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        found = self.inner(x.transpose(0, 1))
+        return (found if isinstance(found, torch.Tensor) else found[0]).transpose(0, 1)
+
+
+def mixing(t):
+    """Something smooth that reads all places of (B, T, F)."""
+    return (t * torch.arange(1, t.shape[1] + 1)[:, None]).sum(1) + t.square().mean(1)
+
+
+class Places(nn.Module):
+    """(B, T, 4) → a layer with places → logits."""
+
+    def __init__(self, layer, width):
+        super().__init__()
+        self.layer, self.out = layer, nn.Linear(width, 3)
+
+    def after(self, h):
+        return self.out(mixing(h))
+
+    def forward(self, x):
+        return self.after(self.layer(x))
+
+
+def one_tensor(layer):
+    return lambda t: layer(t) if isinstance(layer(t), torch.Tensor) else layer(t)[0]
+
+
+@pytest.mark.parametrize("places", [1, 5, 9])
+@pytest.mark.parametrize(
+    ("layer", "name", "width"),
+    [
+        (nn.Linear(4, 6), "layer", 6),
+        (nn.LayerNorm(4), "layer", 4),
+        (Transposed(nn.Linear(4, 6)), "layer.inner", 6),
+        (Transposed(nn.LSTM(4, 3)), "layer.inner", 3),
+        (nn.TransformerEncoderLayer(4, 2, 7, batch_first=True), "layer", 4),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_units_of_modules_with_features_last_are_features_wherever_the_examples_are(places, layer, name, width):
+    model, x, y = double(Places(layer, width)), torch.randn(9, places, 4, dtype=torch.float64), labels()
+    methods = ["forward_cov", *BACKWARD]
+    found = associations(model, [(x[:5], y[:5]), (x[5:], y[5:])], layers=[name], methods=methods)
+    assert agree(found, slow(layer, model.after, x, y), methods)
+
+
+def channels_last_block():
+    """(B, 2, 3, 3) → features last in places → logits, as in ConvNeXt."""
+    before = nn.Sequential(nn.Conv2d(2, 4, 2), Permute(0, 2, 3, 1), nn.Linear(4, 5), nn.Tanh())
+    return double(nn.Sequential(*before, nn.Linear(5, 3), nn.Flatten(1, 2), Mean()))
+
+
+class Permute(nn.Module):
+    def __init__(self, *dims):
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x):
+        return x.permute(*self.dims)
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean(1)
+
+
+def test_unit_dim_is_one_number_or_one_a_layer():
+    model, x, y = channels_last_block(), torch.randn(9, 2, 3, 3, dtype=torch.float64), labels()
+    found = associations(model, [(x, y)], layers=["0", "2", "3"], unit_dim=[None, None, 3], methods=BACKWARD)
+    for layer, (split, unit_dim) in enumerate(((1, 1), (3, -1), (4, -1))):
+        assert agree(found, slow(model[:split], model[split:], x, y, unit_dim=unit_dim), BACKWARD, layer)
+    places = associations(model, [(x, y)], layers=["2", "3"], unit_dim=1, methods=BACKWARD)  # if one wants that
+    assert agree(places, slow(model[:3], model[3:], x, y, unit_dim=1), BACKWARD)
+
+
+def test_forward_jac_of_features_last_is_exact_or_sampled():
+    model, x, y = channels_last_block(), torch.randn(9, 2, 3, 3, dtype=torch.float64), labels()
+    expected = slow(model[:4], model[4:], x, y)
+    assert agree(associations(model, [(x, y)], layers=["3"], unit_dim=-1), expected)
+    wide = double(nn.Sequential(nn.Linear(4, 17), nn.Tanh(), nn.Linear(17, 3), Mean()))
+    x = torch.randn(40, 4, 4, dtype=torch.float64)
+    found = associations(wide, [(x, labels(40))], layers=["0"], methods=["forward_jac"], jac_directions=64)
+    truth = (wide[0].weight @ wide[0].weight.T).detach()
+    z = (found.signed["forward_jac"][0] - truth) / found.stderr["forward_jac"][0]
+    assert 0 < z.square().mean().sqrt() < 2
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "options", "message"),
+    [
+        (nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Mean(), nn.Linear(5, 3)), "1", {}, "unit_dim=1 or unit_dim=-1"),
+        (nn.Sequential(nn.Identity(), nn.Tanh(), Mean(), nn.Linear(4, 3)), "1", {}, "unit_dim=1 or unit_dim=-1"),
+        (nn.Sequential(nn.Linear(4, 5), Mean(), nn.Linear(5, 3)), "0", {"unit_dim": 0}, "cannot be at 0"),
+        (nn.Sequential(nn.Linear(4, 5), Mean(), nn.Linear(5, 3)), "0", {"unit_dim": 3}, "cannot be at 3"),
+        (nn.Sequential(nn.Linear(4, 5), Mean(), nn.Linear(5, 3)), "0", {"unit_dim": [1, 2]}, "2 numbers for 1 layer"),
+        (nn.Sequential(nn.Linear(4, 5), Mean(), nn.Linear(5, 3)), "0", {"unit_dim": "last"}, "whole number"),
+        (nn.Sequential(nn.Linear(4, 5), Mean(), nn.Linear(5, 3)), "0", {"unit_dim": 1.0}, "whole number"),
+        (
+            nn.Sequential(nn.Flatten(0, 1), nn.Linear(4, 5), nn.Unflatten(0, (-1, 6)), Mean(), nn.Linear(5, 3)),
+            "1",
+            {},
+            r"returns \(54, 5\) for 9 examples: no dimension",
+        ),
+    ],
+)
+def test_layers_whose_units_cannot_be_told_are_refused(model, layer, options, message):
+    with pytest.raises(ValueError, match=message):
+        associations(model.eval(), [(torch.randn(9, 6, 4), labels())], layers=[layer], **options)
+
+
+def test_units_of_one_dimensional_convolutions_are_channels():
+    model = double(nn.Sequential(nn.Conv1d(4, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(25, 3)))
+    x, y = torch.randn(9, 4, 6, dtype=torch.float64), labels()
+    found = associations(model, [(x, y)], layers=["1"])
+    assert agree(found, slow(model[:2], model[2:], x, y, unit_dim=1))
+
+
+def test_unit_dim_goes_with_layers_that_the_network_returns_itself():
+    model = double(Places(nn.Linear(4, 6), 6))
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            h = model.layer(x)
+            return [h], model.after(h)
+
+    x, y = torch.randn(9, 5, 4, dtype=torch.float64), labels()
+    found = associations(Own().eval(), [(x, y)], unit_dim=2)
+    assert agree(found, slow(model.layer, model.after, x, y))
+    with pytest.raises(ValueError, match=r"hidden\[0\] returns \(9, 5, 6\): its units may be"):
+        associations(Own().eval(), [(x, y)])
+
+
+@pytest.mark.parametrize("which", ["layer.inner", "layer.inner[1]", "layer.inner[1][1]"])
+def test_a_tensor_of_those_that_a_module_returns_is_chosen_by_its_place(which):
+    lstm = nn.LSTM(4, 3, batch_first=True)
+
+    class Ends(nn.Module):
+        """An LSTM of which all three outputs are read."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer, self.out = nn.ModuleDict({"inner": lstm}), nn.Linear(3, 3)
+
+        def read(self, sequence, h, c):
+            return self.out(sequence.square().sum(1) + h[0].square() + c[0].square())
+
+        def forward(self, x):
+            sequence, (h, c) = self.layer["inner"](x)
+            return self.read(sequence, h, c)
+
+    model, x, y = double(Ends()), torch.randn(9, 5, 4, dtype=torch.float64), labels()
+    found = associations(model, [(x, y)], layers=[which], unit_dim=-1, methods=["forward_cov", *BACKWARD])
+    sequence, (h, c) = lstm(x)
+    h, c = h[0].detach(), c[0].detach()  # (B, 3)
+    n = {"layer.inner": 0, "layer.inner[1]": 1, "layer.inner[1][1]": 2}[which]
+    values = [sequence.detach(), h, c]
+
+    def total(t, i):
+        rest = [value[i : i + 1] for value in values]
+        rest[n] = t
+        return model.read(rest[0], rest[1][None], rest[2][None])
+
+    rows = values[n] if n == 0 else values[n][:, None]
+    expected = torch.zeros(3, 3, dtype=torch.float64)
+    for i in range(9):
+        j = jacobian(lambda t, i=i: total(t, i), values[n][i : i + 1]).reshape(3, -1, 3)
+        expected += torch.einsum("ksi,ksj->ij", j, j) / 9 / rows.shape[1]
+    assert close(found.signed["backward_jac"][0], expected)

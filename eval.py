@@ -231,7 +231,7 @@ def model_and_splits(stored, args):
         model.load_state_dict({name.removeprefix("model."): value for name, value in stored["state_dict"].items()})
     except KeyError as error:
         raise FileError(f"not a checkpoint of this study: it lacks {error}") from None
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise FileError(f"its weights do not fit its model: {' '.join(str(error).split())[:200]}") from None
     seed = h.get("seed") or grids.BASE_SEED + h["run"]
     return model, splits_of(h["dataset"], args.data_dir, seed, h.get("train_val_split", 0.9), device)

@@ -26,6 +26,7 @@ from study.runs import finished, run_identity, run_lock, write_record
 def main(args):
     """Trains, or writes untrained, every run that the arguments name."""
     cli.device(args.device)
+    args.model_args = complete_model_args(args)
     for run in args.run:
         identity = run_identity(args, run)
         run_dir = Path(args.save_dir) / grids.uid(**{name: identity[name] for name in grids.NAMED})
@@ -44,6 +45,20 @@ def main(args):
                     write_record(run_dir, identity, error=" ".join(str(error).split())[:300] or type(error).__name__)
                 raise
             write_record(run_dir, identity, finished=True, **outcome)
+
+
+def complete_model_args(args):
+    """The network's arguments, with the input's shape and the number of classes where the data set's name lacks them.
+
+    Raises: UserError if no network can be made of them.
+    """
+    model_args = datasets.model_args(args.dataset, args.model_args, args.data_dir)
+    try:
+        with torch.device("meta"):
+            models.build(args.dataset, args.drop, model_args)
+    except ValueError as error:
+        raise cli.UserError(error) from None
+    return model_args
 
 
 def write_untrained(run_dir, identity):
@@ -133,7 +148,7 @@ def json_object(text):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--dataset", required=True, help="mnist, mnist5k (part of it; needs no download) or cifar10")
+    p.add_argument("--dataset", required=True, help=datasets.choices())
     p.add_argument("--task", default="sup", choices=["sup"], help="sup: supervised classification")
     p.add_argument("--l2", type=float, default=grids.L2_ALONE, help="weight of ΣW² in the loss (default 1e-5)")
     p.add_argument("--l1", type=float, default=0.0, help="weight of Σ|W| in the loss (default 0)")

@@ -25,7 +25,7 @@ from models.mnist import MnistSupervised
 from numerics.derivatives import by_unit
 from numerics.recording import careful_arithmetic, frozen
 from numerics.running_sums import gram
-from study.datasets import SHAPES, Split, load
+from study.datasets import DATASETS, Split, load
 
 # Measuring -----------------------------------------------------------------------------------------------------------
 
@@ -71,7 +71,7 @@ def test_images(name, n, device):
         kind = f"real {name} test images"
     else:
         generator = torch.Generator().manual_seed(0)
-        c, h, w = SHAPES[name]
+        c, h, w = DATASETS[name].shape
         images = F.pad(torch.randint(256, (n, c, h - 8, w - 8), generator=generator, dtype=torch.uint8), (4, 4, 4, 4))
         labels = torch.randint(10, (n,), generator=generator)
         kind = "noise with a black frame"

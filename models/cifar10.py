@@ -1,4 +1,6 @@
-"""A small pre-activation residual network for CIFAR-10."""
+"""A small pre-activation residual network for CIFAR-10, and for other images."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ class PreActBlock(nn.Module):
     The shortcut is a strided 1×1 convolution where the shape changes, and otherwise the identity, applied to z.
     """
 
-    def __init__(self, n_in, n_out, stride=1):
+    def __init__(self, n_in: int, n_out: int, stride: int = 1):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(n_in)
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
@@ -19,7 +21,7 @@ class PreActBlock(nn.Module):
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
         self.proj = nn.Conv2d(n_in, n_out, 1, stride=stride, bias=False) if stride != 1 or n_in != n_out else None
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = torch.relu(self.bn1(x))
         shortcut = z if self.proj is None else self.proj(z)
         return shortcut + self.conv2(torch.relu(self.bn2(self.conv1(z))))
@@ -32,11 +34,24 @@ class Cifar10Fast(nn.Module):
         pdrop: probability that dropout silences a channel (h1–h5; the stem h0 has none), in [0, 1).
         channels: width of each stage; the stem has the first.
         concat_pool: pool by maximum and by average, concatenated; otherwise by maximum only.
+        input_shape: (C, H, W) of an image. The weights depend on C only.
+        num_classes: how many logits there are.
     """
 
-    def __init__(self, pdrop=0.0, channels=(64, 128, 256, 256), concat_pool=True):
+    def __init__(
+        self,
+        pdrop: float = 0.0,
+        channels: Sequence[int] = (64, 128, 256, 256),
+        concat_pool: bool = True,
+        input_shape: Sequence[int] = (3, 32, 32),
+        num_classes: int = 10,
+    ):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        if len(channels) != 4 or min(*channels, *input_shape, num_classes) < 1:
+            raise ValueError(
+                f"channels {channels}, input {input_shape}, classes {num_classes}: expected four widths above 0"
+            )
+        self.conv1 = nn.Conv2d(input_shape[0], channels[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
         n_in = channels[0]
         for i, (n_out, stride) in enumerate(zip(channels, (1, 2, 2, 2), strict=True), start=1):
@@ -45,17 +60,20 @@ class Cifar10Fast(nn.Module):
             n_in = n_out
         self.drop = nn.Dropout2d(pdrop)
         self.concat_pool = concat_pool
-        self.proj = nn.Linear((1 + concat_pool) * n_in, 10)
+        self.proj = nn.Linear((1 + concat_pool) * n_in, num_classes)
 
-    def forward(self, x):
-        """Maps images (B, 3, 32, 32) to (hidden, logits): [h0, …, h5], each (B, C, H, W), and (B, 10)."""
+    def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Maps images (B, *input_shape) to (hidden, logits): [h0, …, h5], each (B, C, H, W), and (B, num_classes).
+
+        Shapes are given for images of 32 × 32.
+        """
         h = torch.relu(self.bn1(self.conv1(x)))  # (B, c0, 32, 32)
         hidden = [h]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             h = self.drop(stage(h))
             hidden.append(h)  # (B, c0, 32, 32), (B, c1, 16, 16), (B, c2, 8, 8), (B, c3, 4, 4)
-        pooled = F.max_pool2d(h, 4)
+        pooled = F.max_pool2d(h, h.shape[-2:])
         if self.concat_pool:
-            pooled = torch.cat([pooled, F.avg_pool2d(h, 4)], dim=1)
+            pooled = torch.cat([pooled, F.avg_pool2d(h, h.shape[-2:])], dim=1)
         hidden.append(self.drop(pooled))  # (B, 2 c3, 1, 1)
         return hidden, self.proj(hidden[-1].flatten(1))

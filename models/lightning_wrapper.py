@@ -64,7 +64,7 @@ class LitWrapper(pl.LightningModule):
     and resumed at an epoch's start goes on exactly as it would have.
 
     Args:
-        dataset: "mnist", "mnist5k" or "cifar10"; selects the model too.
+        dataset: selects data and model, see `datasets.splits` and `datasets.describe`.
         task: "sup", supervised classification.
         l1, l2, drop: weight of the L1 and L2 penalties, dropout probability.
         run: number of the repetition.
@@ -87,6 +87,8 @@ class LitWrapper(pl.LightningModule):
             raise ValueError(f"unknown task {task!r}: expected 'sup'")
         seed = BASE_SEED + run if seed is None else seed
         model_args = dict(model_args or {})
+        if dataset not in datasets.DATASETS and not model_args.keys() >= {"input_shape", "num_classes"}:
+            model_args = datasets.model_args(dataset, model_args, data_dir)
         self.save_hyperparameters(ignore=["data_dir", "other", *other])
         self.automatic_optimization = False
         self.data_dir = data_dir

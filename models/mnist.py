@@ -1,5 +1,7 @@
 """The fully connected MNIST classifier (and, with the same code, its wide and deep variants)."""
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -7,22 +9,34 @@ from torch import nn
 
 
 class MnistSupervised(nn.Module):
-    """Flatten, then Linear → ReLU → dropout for each width, then a linear readout to ten logits.
+    """Flatten, then Linear → ReLU → dropout for each width, then a linear readout.
 
     Args:
         pdrop: probability that dropout silences a hidden unit, in [0, 1).
         channels: width of each hidden layer.
+        input_shape: of an image, in any number of dimensions.
+        num_classes: how many logits there are.
     """
 
-    def __init__(self, pdrop=0.0, channels=(64, 64)):
+    def __init__(
+        self,
+        pdrop: float = 0.0,
+        channels: Sequence[int] = (64, 64),
+        input_shape: Sequence[int] = (1, 28, 28),
+        num_classes: int = 10,
+    ):
         super().__init__()
-        widths = [28 * 28, *channels]
+        if not channels or min(*channels, *input_shape, num_classes) < 1:
+            raise ValueError(
+                f"channels {channels}, input {input_shape}, classes {num_classes}: expected widths above 0"
+            )
+        widths = [math.prod(input_shape), *channels]
         self.fc_layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(widths))
         self.drop = nn.Dropout(pdrop)
-        self.proj = nn.Linear(widths[-1], 10)
+        self.proj = nn.Linear(widths[-1], num_classes)
 
-    def forward(self, x):
-        """Maps images (B, 1, 28, 28) to (hidden, logits): a list of (B, channels[i]), and (B, 10)."""
+    def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Maps images (B, *input_shape) to (hidden, logits): a list of (B, channels[i]), and (B, num_classes)."""
         h = x.flatten(1)  # (B, 784)
         hidden = []
         for linear in self.fc_layers:

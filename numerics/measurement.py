@@ -9,7 +9,7 @@ from numerics.chains import chain_input_jacobians, chain_logit_jacobians, run_ch
 from numerics.checks import examples_are_independent, second_derivatives_vanish
 from numerics.derivatives import input_jacobian, input_tangents, logit_gradients, loss_hessian, pullback
 from numerics.layout import Layout, find_layouts
-from numerics.running_sums import Covariance, GramSum, SampledGramSum, gram
+from numerics.running_sums import Covariance, GramSum, at_least_float32, gram
 
 MAX_EXACT_LOGITS = 64  # beyond, random output directions take fewer passes
 MAX_EXACT_PASSES = 64  # a layer of a convolutional network with so few units × locations gets its exact input Jacobian
@@ -104,14 +104,15 @@ class Measurement:
         """Adds one pair of estimates for every group: [(group, (B, S, d))] twice."""
         for (group, a), (_, b) in zip(rows, rows_again, strict=True):
             root = self.locations[group[0]] ** 0.5
-            self._sum(method, group, lambda: SampledGramSum(pairs)).add(a / root, b / root)
+            self._sum(method, group, GramSum).add_pair(a / root, b / root, pairs)
 
     def _grouped(self, tensors, groups=None):
-        """(group, (B, S, d)) for every group, from one tensor a layer."""
-        return [
-            (group, torch.cat([self.layouts[layer].rows(tensors[layer]) for layer in group], dim=-1))
-            for group in groups or self.groups
-        ]
+        """(group, (B, S, d)) for every group, from one tensor a layer; half precision becomes float32."""
+        grouped = []
+        for group in groups or self.groups:
+            rows = [at_least_float32(self.layouts[layer].rows(tensors[layer])) for layer in group]
+            grouped.append((group, torch.cat(rows, dim=-1)))
+        return grouped
 
     # Chains of linear layers and ReLUs
 
@@ -235,8 +236,9 @@ class Measurement:
 
     def matrices(self, method):
         """Of a base method, for every group: the signed mean (d, d), float64, and its running sum."""
-        means = [self.sums[method][group].mean(self.n).cpu() for group in self.groups]
-        return [(mean + mean.T) / 2 for mean in means], [self.sums[method][group] for group in self.groups]
+        sums = [self.sums[method][group] for group in self.groups]
+        means = [total.mean(self.n).cpu() for total in sums]
+        return [(mean + mean.T) / 2 for mean in means], sums
 
 
 def _few(batch):

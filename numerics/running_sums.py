@@ -1,5 +1,7 @@
 """Running sums over the data of (d, d) matrices, exact or estimated with an error, and what becomes of their means."""
 
+import torch
+
 CHUNK = 16  # images whose random estimates are compared as one, for the standard error
 MAX_TERMS = 2**14  # of a float32 sum: over a million terms the rounding errors of a matrix product reach 1e-4
 
@@ -16,9 +18,15 @@ def normalized(matrix):
     return matrix / root[:, None] / root
 
 
+def at_least_float32(tensor):
+    """The tensor itself; float16 and bfloat16, whose sums overflow or stop to grow, as float32."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def gram(a, b=None):
     """Σ over all leading dimensions of a_i b_j, b = a by default: (…, d) → (d, d), float64."""
-    a, b = a.flatten(0, -2), (a if b is None else b).flatten(0, -2)
+    a = at_least_float32(a).flatten(0, -2)
+    b = a if b is None else at_least_float32(b).flatten(0, -2)
     return sum((p.T @ q).double() for p, q in zip(a.split(MAX_TERMS), b.split(MAX_TERMS), strict=True))
 
 
@@ -45,6 +53,7 @@ class Covariance:
 
     def add(self, rows):
         """Takes in a batch of activations (B, S, d)."""
+        rows = at_least_float32(rows)
         if self.shift is None:
             self.shift = rows.mean(0)
         centred = rows - self.shift
@@ -57,66 +66,56 @@ class Covariance:
 
 
 class GramSum:
-    """Sum over the data of matrices that are known exactly."""
+    """Sum over the data of matrices that are known exactly, or of unbiased random estimates, with their error.
 
-    sampled = False
+    Estimates come in pairs (G, G′), independent given the images. Of P pairs an image, each adds (G + G′) / 2P to the
+    sum. With D = G − G′, E[D] = 0 and Var(D) = Var(G + G′), so that Σ D² / (2P)², over pairs and chunks of images,
+    estimates the variance of the sum, with one degree of freedom for each chunk and pair.
+    """
 
     def __init__(self):
-        self.total = 0
+        self.total, self.sampled = 0, False
+        self.dd, self.d_diagonal, self.diagonals = 0, 0, 0  # Σ D_ij², Σ D_ij D_ii, Σ D_ii D_jj, each over (2P)²
 
     def add(self, matrix):
-        """Takes in the sum over a batch, (d, d)."""
+        """Takes in the exact sum over a batch, (d, d)."""
         self.total = self.total + matrix.double()
+
+    def add_pair(self, rows, rows_again, pairs):
+        """Takes in one of `pairs` pairs for a batch: (B, S, d) each, whose Gram matrices estimate the same."""
+        self.sampled = True
+        for a, b in zip(rows.split(CHUNK), rows_again.split(CHUNK), strict=True):
+            a, b = gram(a) / (2 * pairs), gram(b) / (2 * pairs)
+            self._add_estimates(a, b)
+
+    def _add_estimates(self, a, b):
+        difference = a - b
+        diagonal = difference.diagonal()
+        self.total = self.total + a + b
+        self.dd = self.dd + difference**2
+        self.d_diagonal = self.d_diagonal + difference * diagonal[:, None]
+        self.diagonals = self.diagonals + diagonal[:, None] * diagonal
 
     def mean(self, n):
         """The sum over n examples, divided by n."""
         return self.total / n
 
-
-class SampledGramSum:
-    """Sum over the data of unbiased random estimates, which come in pairs (G, G′) independent given the images.
-
-    The mean is T = Σ (G + G′) / 2Pn, over P pairs and over chunks of the n images. With D = G − G′, E[D] = 0 and
-    Var(D) = Var(G + G′), so that Σ D² / (2Pn)² estimates Var(T), with one degree of freedom for each chunk and pair.
-
-    Args: pairs: P, the pairs of estimates that will be taken in for each image.
-    """
-
-    sampled = True
-
-    def __init__(self, pairs):
-        self.pairs = pairs
-        self.total = 0
-        self.dd, self.d_diagonal, self.diagonals = 0, 0, 0  # Σ D_ij², Σ D_ij D_ii, Σ D_ii D_jj
-
-    def add(self, rows, rows_again):
-        """Takes in one pair for a batch: (B, S, d) each, whose Gram matrices estimate the same."""
-        for a, b in zip(rows.split(CHUNK), rows_again.split(CHUNK), strict=True):
-            a, b = gram(a), gram(b)
-            difference = a - b
-            diagonal = difference.diagonal()
-            self.total = self.total + a + b
-            self.dd = self.dd + difference**2
-            self.d_diagonal = self.d_diagonal + difference * diagonal[:, None]
-            self.diagonals = self.diagonals + diagonal[:, None] * diagonal
-
-    def mean(self, n):
-        """T, the estimate of the mean over n examples."""
-        return self.total / (2 * self.pairs * n)
-
     def stderr(self, n, of_normalized=False):
-        """Standard error of each entry of T, or of normalized(T) to first order.
+        """Standard error of each entry of T = mean(n), or of normalized(T) to first order; zeros where all is exact.
 
         With R_ij = T_ij/√(T_ii T_jj): δR_ij = δT_ij/√(T_ii T_jj) − ½ R_ij (δT_ii/T_ii + δT_jj/T_jj).
         """
+        mean = self.mean(n)
+        if not self.sampled:
+            return torch.zeros_like(mean)
         variance = self.dd
         if of_normalized:
-            t = self.mean(n).diagonal().clamp(min=1e-12)
-            r, tt = normalized(self.mean(n)), t[:, None] * t
+            t = mean.diagonal().clamp(min=1e-12)
+            r, tt = normalized(mean), t[:, None] * t
             own, cross = self.diagonals.diagonal() / t**2, self.d_diagonal / t[:, None]
             variance = (
                 self.dd / tt
                 - r / tt.sqrt() * (cross + cross.T)
                 + r**2 / 4 * (own[:, None] + own + 2 * self.diagonals / tt)
             )
-        return variance.clamp(min=0).sqrt() / (2 * self.pairs * n)
+        return variance.clamp(min=0).sqrt() / n

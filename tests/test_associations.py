@@ -20,7 +20,7 @@ from numerics import measurement as module
 from numerics.chains import run_chain
 from numerics.derivatives import by_unit, input_tangents
 from numerics.linear import linear_where_linear
-from numerics.running_sums import Covariance, SampledGramSum, diagonal_blocks, normalized
+from numerics.running_sums import Covariance, GramSum, diagonal_blocks, normalized
 
 # torch.func's first forward-mode call compiles its own decompositions with a deprecated function
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
@@ -401,8 +401,8 @@ def test_exact_layers_have_no_error():
 
 def test_sampled_sum_of_identical_pairs_has_no_error():
     rows = random_data(40, 3, 5)[0]
-    total = SampledGramSum(pairs=1)
-    total.add(rows, rows)
+    total = GramSum()
+    total.add_pair(rows, rows, pairs=1)
     assert not total.stderr(40).any()
     assert torch.allclose(total.mean(40), torch.einsum("nsi,nsj->ij", rows, rows) / 40)
 

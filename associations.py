@@ -63,6 +63,7 @@ PAIRS = tuple(":".join(sorted(pair)) for pair in itertools.combinations_with_rep
 # With 10,000 images 8 directions are 80,000; each costs about one forward pass, everything else about 16.
 JAC_DIRECTIONS = 8
 OUTPUT_DIRECTIONS = 32
+HESS_DIRECTIONS = 32
 
 
 @dataclass
@@ -102,9 +103,11 @@ def associations(
     outputs=None,
     inputs=None,
     unit_dim=None,
+    loss=None,
     combined=False,
     jac_directions=JAC_DIRECTIONS,
     output_directions=OUTPUT_DIRECTIONS,
+    hess_directions=HESS_DIRECTIONS,
     seed=0,
     progress=False,
 ):
@@ -129,9 +132,12 @@ def associations(
             token numbers. None: all floating-point tensors of the inputs.
         unit_dim: which dimension of a layer's output holds its units, one number or one a layer (None: not said); all
             others but that of the examples are locations. Needed where it cannot be told, as in transformers: −1.
+        loss: a function of (logits, labels) or (outputs, targets), twice differentiable and summed over examples, that
+            `backward_hess` is the Hessian of. None: softmax cross-entropy over int64 labels.
         combined: also one matrix over the units of all layers, in their order; all layers must be dense.
         jac_directions: random input directions for each image, even.
         output_directions: random output directions for each image, even.
+        hess_directions: random directions of Hessians for each image, even.
         seed: of all random directions; the same seed gives the same matrices.
         progress: show a progress bar.
 
@@ -148,9 +154,8 @@ def associations(
         linear_where_linear(model),
         careful_arithmetic(),
     ):
-        measurement = Measurement(
-            model, run, bases, combined, _even(jac_directions), _even(output_directions), checked_seed(seed), unit_dim
-        )
+        directions = [_even(number) for number in (jac_directions, output_directions, hess_directions)]
+        measurement = Measurement(model, run, bases, combined, directions, checked_seed(seed), unit_dim, loss)
         for x, y in tqdm(batches, desc="associations", disable=not progress):
             measurement.add(x, y)
     return _result(measurement, methods, bases, combined)

@@ -66,6 +66,13 @@ def input_jacobian(units, x):
     return torch.stack(rows).unflatten(0, (n_units, n_locations))
 
 
+def hessian_product(h, gradient, v):
+    """∂²L/∂h² v, from ∂L/∂h with its graph."""
+    if not gradient.requires_grad:
+        return torch.zeros_like(v)
+    return grad(gradient, h, v, retain_graph=True, materialize_grads=True)[0]
+
+
 def loss_hessian(h, loss, rows):
     """Σ over examples and locations of ∂²L/∂h_i∂h_j (same location): a Hessian–vector product per unit and location.
 

@@ -2,18 +2,25 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.autograd import grad
 
-from numerics import nested
+from numerics import losses, nested
 from numerics.chains import chain_input_jacobians, chain_logit_jacobians, run_chain
 from numerics.checks import examples_are_independent, second_derivatives_vanish
-from numerics.derivatives import input_jacobian, input_tangents, logit_gradients, loss_hessian, pullback
+from numerics.derivatives import (
+    hessian_product,
+    input_jacobian,
+    input_tangents,
+    logit_gradients,
+    loss_hessian,
+    pullback,
+)
 from numerics.layout import Layout, find_layouts
 from numerics.running_sums import Covariance, GramSum, at_least_float32, gram
 
 MAX_EXACT_LOGITS = 64  # beyond, random output directions take fewer passes
 MAX_EXACT_PASSES = 64  # a layer of a convolutional network with so few units × locations gets its exact input Jacobian
-MAX_HESSIAN_PASSES = 1024  # units × locations, where the Hessian is not a Gram matrix
+MAX_HESSIAN_PASSES = 1024  # units × locations; beyond, a Hessian that is no Gram matrix comes from random directions
 CHECKED = 4  # images of every batch on which the assumptions are tested
 JACOBIAN_FLOATS = 2**24  # explicit Jacobians are made for as many images at once as fit in this
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -22,9 +29,10 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class Measurement:
     """The running sums of one pass, per method and group: a group is one layer, or all for combined matrices."""
 
-    def __init__(self, model, run, methods, combined, jac_directions, output_directions, seed, unit_dim=None):
-        self.model, self.run, self.methods, self.combined, self.unit_dim = model, run, methods, combined, unit_dim
-        self.jac_pairs, self.output_pairs, self.seed = jac_directions // 2, output_directions // 2, seed
+    def __init__(self, model, run, methods, combined, directions, seed, unit_dim=None, loss=None):
+        self.model, self.run, self.methods, self.combined = model, run, methods, combined
+        self.unit_dim, self.loss, self.seed = unit_dim, loss, seed
+        self.jac_pairs, self.output_pairs, self.hess_pairs = (number // 2 for number in directions)
         self.n, self.groups = 0, None
         self.sums = {method: {} for method in methods}
 
@@ -39,12 +47,16 @@ class Measurement:
         self._check_inputs(batch, inputs)
         if self.groups is None:
             self._start(batch, hidden, logits, dense_chain=weights is not None)
+        if "backward_hess" in self.methods and self.loss is None:
+            losses.check_labels(logits, y)
+        elif "backward_hess" in self.methods:
+            losses.check_loss(self.loss, logits, y)
         self.n += len(logits)
         if "forward_cov" in self.methods:
             for group, rows in self._grouped([h.detach() for h in hidden]):
                 self._sum("forward_cov", group, Covariance).add(rows)
         if weights and logits.shape[1] <= MAX_EXACT_LOGITS:
-            self._add_chain(weights, [h.detach() for h in hidden], logits.detach())
+            self._add_chain(weights, [h.detach() for h in hidden], logits.detach(), y)
         else:
             self._add_general(batch, y, inputs, hidden, logits)
 
@@ -71,8 +83,8 @@ class Measurement:
 
     def _start(self, batch, hidden, logits, dense_chain):
         shapes = [tuple(h.shape) for h in hidden]
-        if logits.ndim != 2 or len(logits) != nested.size(batch):
-            raise ValueError(f"need logits (B, classes), not {tuple(logits.shape)} for {nested.size(batch)} examples")
+        if not logits.ndim or len(logits) != nested.size(batch):
+            raise ValueError(f"need logits (B, …), not {tuple(logits.shape)} for {nested.size(batch)} examples")
         if self.combined and any(len(shape) > 2 for shape in shapes):
             raise ValueError(f"combined matrices need dense layers (B, units), not {shapes}")
         layers = range(len(shapes))
@@ -91,7 +103,9 @@ class Measurement:
             for group in self.groups
             if self.passes[group] <= MAX_EXACT_PASSES or (dense and all(len(shapes[i]) == 2 for i in group))
         ]
-        self.check, self.output, self.input = (torch.Generator(logits.device).manual_seed(self.seed) for _ in range(3))
+        self.check, self.output, self.input, self.hessian = (
+            torch.Generator(logits.device).manual_seed(self.seed) for _ in range(4)
+        )
 
     def _sum(self, method, group, make):
         return self.sums[method].setdefault(group, make())
@@ -103,8 +117,13 @@ class Measurement:
     def _sampled(self, method, pairs, rows, rows_again):
         """Adds one pair of estimates for every group: [(group, (B, S, d))] twice."""
         for (group, a), (_, b) in zip(rows, rows_again, strict=True):
-            root = self.locations[group[0]] ** 0.5
-            self._sum(method, group, GramSum).add_pair(a / root, b / root, pairs)
+            self._sampled_of(group, method, pairs, a, b)
+
+    def _sampled_of(self, group, method, pairs, rows, rows_again, others=None):
+        """Adds one pair of estimates of one group, see GramSum.add_pair."""
+        root = self.locations[group[0]] ** 0.5
+        others = None if others is None else [other / root for other in others]
+        self._sum(method, group, GramSum).add_pair(rows / root, rows_again / root, pairs, others)
 
     def _grouped(self, tensors, groups=None):
         """(group, (B, S, d)) for every group, from one tensor a layer; half precision becomes float32."""
@@ -116,7 +135,7 @@ class Measurement:
 
     # Chains of linear layers and ReLUs
 
-    def _add_chain(self, weights, hidden, logits):
+    def _add_chain(self, weights, hidden, logits, y):
         masks = [(~(h <= 0)).to(h.dtype) for h in hidden]
         if "forward_jac" in self.methods:
             metric = (weights[0].double() @ weights[0].double().T).to(logits.dtype)  # ⟨∂z_a/∂x, ∂z_b/∂x⟩, z = W₁x + b
@@ -129,11 +148,15 @@ class Measurement:
                     self._exact("forward_jac", group, gram((jacobian @ metric).flatten(1).T, jacobian.flatten(1).T))
         if {"backward_jac", "backward_hess"} & set(self.methods):
             jacobians, first = chain_logit_jacobians(weights, masks), logits.argmax(1)
+            curved = self.loss is not None and "backward_hess" in self.methods
+            curvature = losses.curvature(self.loss, logits, y).to(logits.dtype) if curved else None
             for group in self.groups:
                 jacobian = torch.cat([jacobians[layer] for layer in group], dim=-1)  # (B, logits, d)
                 if "backward_jac" in self.methods:
                     self._exact("backward_jac", group, gram(jacobian))
-                if "backward_hess" in self.methods:  # the formula is explained at _add_logit_gradients
+                if curved:
+                    self._exact("backward_hess", group, gram(curvature @ jacobian, jacobian))
+                elif "backward_hess" in self.methods:  # the formula is explained at _add_logit_gradients
                     relative = jacobian - jacobian[torch.arange(len(first)), first][:, None]
                     weighted = relative * logits.softmax(1)[:, :, None]
                     self._exact("backward_hess", group, gram(weighted, relative) - gram(weighted.sum(1)))
@@ -148,28 +171,54 @@ class Measurement:
                 "the same images get other logits in another batch"
             )
         backward = [method for method in self.methods if method.startswith("backward")]
-        if "backward_hess" in backward and not second_derivatives_vanish(few_hidden, few_logits, self.check):
-            self._add_hessians(hidden, F.cross_entropy(logits, y, reduction="sum"))
-            backward.remove("backward_hess")
-        if backward and logits.shape[1] <= MAX_EXACT_LOGITS:
-            self._add_logit_gradients(hidden, logits, backward)
+        flat = logits.reshape(len(logits), -1)
+        few_flat = few_logits.reshape(len(few_logits), -1)
+        few_outputs = flat.shape[1] <= MAX_EXACT_LOGITS
+        if "backward_hess" in backward:
+            linear = second_derivatives_vanish(few_hidden, few_flat, self.check)
+            if not linear or (self.loss and not few_outputs):
+                self._add_hessians(hidden, (self.loss or losses.cross_entropy)(logits, y).sum())
+                backward.remove("backward_hess")
+            elif self.loss:
+                self._add_curved_logit_gradients(hidden, flat, losses.curvature(self.loss, logits, y))
+                backward.remove("backward_hess")
+        if backward and few_outputs:
+            self._add_logit_gradients(hidden, flat, backward)
         elif backward:
-            self._add_sampled_logit_gradients(hidden, logits, backward)
+            self._add_sampled_logit_gradients(hidden, flat, backward)
         if "forward_jac" in self.methods:
             self._add_tangents(inputs, hidden)
             self._add_input_jacobians(batch, inputs)
 
     def _add_hessians(self, hidden, loss):
-        most = max(self.passes.values())
-        if self.combined or most > MAX_HESSIAN_PASSES:
+        """The true Hessian of each layer, from a pass for each unit and location or, if that is many, random signs v.
+
+        E[(Hv)_i v_j] = H_ij; v are over all units and locations, the pairs i, j within one location.
+        """
+        if self.combined:
             raise ValueError(
-                "backward_hess: this network is not piecewise linear after its layers, so that a Hessian takes a pass "
-                f"for each unit and location; offered for single layers of up to {MAX_HESSIAN_PASSES} (here {most}). "
-                "Leave out backward_hess, the large layers, or combined"
+                "backward_hess: this network is not piecewise linear after its layers, or has other losses of more "
+                f"than {MAX_EXACT_LOGITS} outputs; its Hessian is offered for single layers. Leave out combined"
             )
         for group in self.groups:
             (layer,) = group
-            self._exact("backward_hess", group, loss_hessian(hidden[layer], loss, self.layouts[layer].rows))
+            h, rows = hidden[layer], self.layouts[layer].rows
+            if self.passes[group] <= MAX_HESSIAN_PASSES:
+                self._exact("backward_hess", group, loss_hessian(h, loss, rows))
+                continue
+            (gradient,) = grad(loss, h, create_graph=True, materialize_grads=True)
+            for _ in range(self.hess_pairs):
+                v, w = (_signs(h, self.hessian) for _ in range(2))
+                products = [at_least_float32(rows(hessian_product(h, gradient, u))) for u in (v, w)]
+                signs = [rows(u).to(products[0].dtype) for u in (v, w)]
+                self._sampled_of(group, "backward_hess", self.hess_pairs, *products, signs)
+
+    def _add_curved_logit_gradients(self, hidden, logits, curvature):
+        """Adds Jᵀ(∂²L/∂y²)J = Σ_k λ_k (Jᵀu_k)(Jᵀu_k)ᵀ, λ_k and u_k the eigenvalues and -vectors of ∂²L/∂y²."""
+        for value, direction in losses.principal_directions(curvature):
+            gradients = pullback(hidden, logits, direction.to(logits.dtype))
+            for group, rows in self._grouped(gradients):
+                self._exact("backward_hess", group, gram(rows * value.to(rows.dtype)[:, None, None], rows))
 
     def _add_logit_gradients(self, hidden, logits, methods):
         """Adds Σ_k J_k J_kᵀ and the Hessian Jᵀ(diag(p) − ppᵀ)J, J_k = ∂y_k/∂h, from one backward pass a logit.

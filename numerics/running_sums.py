@@ -65,6 +65,16 @@ class Covariance:
         return (self.second - gram(self.first) / n) / (n * len(self.first))
 
 
+def _chunk_grams(rows, others):
+    """Gram matrices of a few examples each."""
+    if others is None:
+        yield from map(gram, rows.split(CHUNK))
+        return
+    for a, b in zip(rows.split(CHUNK), others.split(CHUNK), strict=True):
+        product = gram(a, b)
+        yield (product + product.T) / 2
+
+
 class GramSum:
     """Sum over the data of matrices that are known exactly, or of unbiased random estimates, with their error.
 
@@ -81,12 +91,15 @@ class GramSum:
         """Takes in the exact sum over a batch, (d, d)."""
         self.total = self.total + matrix.double()
 
-    def add_pair(self, rows, rows_again, pairs):
-        """Takes in one of `pairs` pairs for a batch: (B, S, d) each, whose Gram matrices estimate the same."""
+    def add_pair(self, rows, rows_again, pairs, others=None):
+        """Takes in one of `pairs` pairs for a batch: (B, S, d) each, whose Gram matrices estimate the same.
+
+        With `others`, two more of the same shape, the estimates are the symmetric parts of Σ rows_i others_j instead.
+        """
         self.sampled = True
-        for a, b in zip(rows.split(CHUNK), rows_again.split(CHUNK), strict=True):
-            a, b = gram(a) / (2 * pairs), gram(b) / (2 * pairs)
-            self._add_estimates(a, b)
+        others, others_again = (None, None) if others is None else others
+        for a, b in zip(_chunk_grams(rows, others), _chunk_grams(rows_again, others_again), strict=True):
+            self._add_estimates(a / (2 * pairs), b / (2 * pairs))
 
     def _add_estimates(self, a, b):
         difference = a - b

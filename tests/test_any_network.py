@@ -429,3 +429,203 @@ def test_a_tensor_of_those_that_a_module_returns_is_chosen_by_its_place(which):
         j = jacobian(lambda t, i=i: total(t, i), values[n][i : i + 1]).reshape(3, -1, 3)
         expected += torch.einsum("ksi,ksj->ij", j, j) / 9 / rows.shape[1]
     assert close(found.signed["backward_jac"][0], expected)
+
+
+# Other losses ---------------------------------------------------------------------------------------------------------
+
+
+def targets(kind, n=9, width=3):
+    generator = torch.Generator().manual_seed(5)
+    values = torch.rand(n, width, generator=generator, dtype=torch.float64)
+    return {"real": values * 4 - 2, "share": values, "class": labels(n, width), "count": (values * 5).floor()}[kind]
+
+
+def weighted_cross_entropy(logits, y):
+    return F.cross_entropy(logits, y, weight=torch.tensor([1.0, 5, 2], dtype=logits.dtype), reduction="none")
+
+
+LOSSES = {
+    "squares": (lambda logits, y: F.mse_loss(logits, y, reduction="sum"), "real"),
+    "squares, one a number": (lambda logits, y: (logits - y) ** 2, "real"),
+    "binary": (lambda logits, y: F.binary_cross_entropy_with_logits(logits, y, reduction="sum"), "share"),
+    "poisson": (lambda logits, y: F.poisson_nll_loss(logits, y, reduction="sum"), "count"),
+    "weighted": (weighted_cross_entropy, "class"),
+    "smoothed": (lambda logits, y: F.cross_entropy(logits, y, label_smoothing=0.3, reduction="sum"), "class"),
+    "huber": (lambda logits, y: F.huber_loss(logits, y, reduction="sum"), "real"),
+    "neither convex nor concave": (lambda logits, y: (logits.sin() * logits.roll(1, -1) * y).sum(), "real"),
+    "concave": (lambda logits, y: -((logits - y) ** 2).sum(), "real"),
+    "absolute": (lambda logits, y: F.l1_loss(logits, y, reduction="sum"), "real"),
+}
+NETWORKS = {
+    "chain": lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)),
+    "piecewise linear": lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ELU(0), nn.Linear(6, 3)),
+    "smooth": lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3)),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_hessian_of_any_loss_is_the_true_one(loss, network):
+    model, (function, kind) = double(NETWORKS[network]()), LOSSES[loss]
+    x, y = torch.randn(9, 4, dtype=torch.float64), targets(kind)
+    layers = ["1", "3"] if network == "chain" else ["1"]
+    found = associations(
+        model, [(x[:5], y[:5]), (x[5:], y[5:])], layers=layers, loss=function, methods=["backward_hess"]
+    )
+    for layer, name in enumerate(layers):
+        split = int(name) + 1
+        assert agree(found, slow(model[:split], model[split:], x, y, loss=function), ["backward_hess"], layer)
+
+
+def test_the_default_is_cross_entropy_and_squares_give_the_jacobian_matrix():
+    model, x, y = double(NETWORKS["piecewise linear"]()), torch.randn(9, 4, dtype=torch.float64), labels()
+    default, named, half_squares = (
+        associations(model, [(x, y)], layers=["1"], methods=BACKWARD, loss=loss)
+        for loss in (None, cross_entropy, lambda logits, _: logits.square() / 2)
+    )
+    assert close(named.signed["backward_hess"][0], default.signed["backward_hess"][0], 1e-12)
+    assert close(half_squares.signed["backward_hess"][0], default.signed["backward_jac"][0], 1e-12)
+    for other in (named, half_squares):
+        assert torch.equal(other.signed["backward_jac"][0], default.signed["backward_jac"][0])
+
+
+def test_a_combined_matrix_of_another_loss():
+    model, x, y = double(NETWORKS["chain"]()), torch.randn(9, 4, dtype=torch.float64), targets("real")
+    found = associations(
+        model, [(x, y)], layers=["1", "3"], combined=True, methods=["backward_hess"], loss=LOSSES["poisson"][0]
+    )
+    h1 = model[:2](x).detach()
+    cross = torch.zeros(5, 6, dtype=torch.float64)
+    for i in range(9):
+        to_h2, to_y = jacobian(model[2:4], h1[i]), jacobian(model[4], model[2:4](h1[i]))
+        cross += (to_y @ to_h2).T @ torch.diag(model(x[i]).exp()).detach() @ to_y / 9
+    assert close(found.signed["backward_hess_combined"][:5, 5:], cross)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
+def test_outputs_of_any_shape_have_a_hessian_of_their_own_loss(shape):
+    width = torch.Size(shape).numel()
+    model = double(nn.Sequential(nn.Linear(4, 5), nn.LeakyReLU(), nn.Linear(5, width)))
+    x, y = torch.randn(9, 4, dtype=torch.float64), torch.randn(9, *shape, dtype=torch.float64)
+
+    def loss(prediction, target):
+        assert prediction.shape == target.shape
+        return (prediction - target).square().sum() + prediction.exp().sum()
+
+    def after(h):
+        return model[2](h).view(len(h), *shape)
+
+    found = associations(
+        model, [(x, y)], layers=["1"], methods=BACKWARD, loss=loss, outputs=lambda logits: logits.view(-1, *shape)
+    )
+    expected = slow(
+        model[:2],
+        lambda h: after(h)[:, None] if not shape else after(h),
+        x,
+        y,
+        loss=lambda p, t: loss(p.view(t.shape), t),
+    )
+    assert agree(found, expected, BACKWARD)
+
+
+def test_targets_may_be_anything_that_the_loss_takes():
+    model, x = double(NETWORKS["chain"]()), torch.randn(9, 4, dtype=torch.float64)
+    y = {"class": labels(), "weight": torch.rand(9, dtype=torch.float64)}
+
+    def loss(logits, target):
+        return F.cross_entropy(logits, target["class"], reduction="none") * target["weight"]
+
+    found = associations(model, [(x, y)], layers=["1", "3"], methods=["backward_hess"], loss=loss)
+    expected = sum(
+        slow(model[:2], model[2:], x[i : i + 1], y["class"][i : i + 1])["backward_hess"] * y["weight"][i] / 9
+        for i in range(9)
+    )
+    assert close(found.signed["backward_hess"][0], expected)
+    entropy = associations(
+        model,
+        [(x, None)],
+        layers=["1", "3"],
+        methods=["backward_hess"],
+        loss=lambda logits, _: -logits.softmax(1).square(),
+    )
+    expected = slow(model[:2], model[2:], x, labels(), loss=lambda logits, _: -logits.softmax(1).square())
+    assert close(entropy.signed["backward_hess"][0], expected["backward_hess"])
+
+
+def test_nan_in_one_example_stays_nan_under_another_loss():
+    model, x, y = double(NETWORKS["piecewise linear"]()), torch.randn(9, 4, dtype=torch.float64), targets("real")
+    y[3, 1] = torch.nan
+    with pytest.warns(UserWarning, match="backward_hess"):
+        found = associations(model, [(x, y)], layers=["1"], methods=["backward_hess"], loss=lambda p, t: p.exp() * t)
+    assert found.signed["backward_hess"][0].isnan().all()
+
+
+class Once(torch.autograd.Function):
+    """Half the square, whose gradient torch takes for a constant."""
+
+    @staticmethod
+    def forward(ctx, p):
+        ctx.save_for_backward(p)
+        return p.square() / 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.saved_tensors[0].detach() * g
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("loss", "y", "message"),
+    [
+        (F.mse_loss, targets("real"), "must be a sum over examples: 9 examples give"),
+        (lambda p, t: F.mse_loss(p, t, reduction="sum") / len(p), targets("real"), 'reduction="sum"'),
+        (lambda p, t: (p - p.mean(0)).square().sum(), targets("real"), "must be a sum over examples"),
+        (lambda p, t: (p @ p.T).square().sum(), targets("real"), "must be a sum over examples"),
+        (lambda p, t: 0.5, targets("real"), "must return a tensor"),
+        (lambda p, t: (p > 0).sum(), targets("real"), "must return a tensor"),
+        (lambda p, t: Once.apply(p).sum(), targets("real"), "finite differences"),
+        (lambda p, t: p.sum() * 0 + t.sum(), targets("real", 8), "targets for 8 examples, logits of 9"),
+        (None, targets("real"), r"needs labels, int64 \(9,\), not torch.float64 \(9, 3\)"),
+        (None, labels().float(), "needs labels"),
+        (None, labels().int(), "needs labels"),
+        (None, labels(8), r"int64 \(9,\), not torch.int64 \(8,\)"),
+        (None, labels()[:, None], "needs labels"),
+        (None, None, "not NoneType"),
+        (None, labels().tolist(), "not list"),
+        (None, labels(classes=4), "labels from 0 to 3 for 3 logits"),
+        (None, labels() - 1, "labels from -1 to 1"),
+        (None, torch.full((9,), 99), "labels from 99 to 99"),
+    ],
+)
+def test_losses_and_labels_that_do_not_fit_are_refused(loss, y, message, network):
+    model, x = double(NETWORKS[network]()), torch.randn(9, 4, dtype=torch.float64)
+    layers = ["1", "3"] if network == "chain" else ["1"]
+    with pytest.raises(ValueError, match=message):
+        associations(model, [(x, y)], layers=layers, loss=loss)
+    if loss is None:  # the other methods need no labels
+        associations(model, [(x, y)], layers=layers, methods=["forward_cov", "backward_jac"])
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (nn.Softmax(1), "probabilities"),
+        (nn.Sequential(nn.Linear(3, 1)), r"not \(9, 1\)"),
+        (nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), r"not \(9,\)"),
+        (nn.Unflatten(1, (3, 1)), r"not \(9, 3, 1\)"),
+    ],
+)
+def test_cross_entropy_of_what_are_no_logits_is_refused(last, message):
+    model = nn.Sequential(*NETWORKS["chain"](), last).eval()
+    with pytest.raises(ValueError, match=message):
+        associations(model, [(torch.randn(9, 4), labels())], layers=["1"])
+    associations(model, [(torch.randn(9, 4), labels())], layers=["1"], methods=["backward_jac"])
+
+
+def test_a_log_softmax_at_the_end_changes_nothing():
+    model, x, y = double(NETWORKS["piecewise linear"]()), torch.randn(9, 4, dtype=torch.float64), labels()
+    plain, logs = (
+        associations(m, [(x, y)], layers=["1"], methods=["backward_hess"]).signed["backward_hess"][0]
+        for m in (model, nn.Sequential(*model, nn.LogSoftmax(1)).eval())
+    )
+    assert close(logs, plain)

@@ -44,7 +44,7 @@ class Dataset(NamedTuple):
     classes: int
     network: str
     read: Callable[[Path], list[np.ndarray]]
-    files: Callable[[Path], list[Path]]
+    files: Callable[[Path], list[Path | str]]
     version: int | str = 1
     flip: bool = False
     note: str = ""
@@ -227,12 +227,13 @@ def _key(row, root):
     was replaced by one of the same size and modification time.
     """
     digest = hashlib.sha256(f"{row.version} {row.shape} {row.classes}\n".encode())
-    stats = {path: path.stat() for path in row.files(root)}
+    stats = {os.fspath(path): os.stat(path) for path in row.files(root)}
     small = len(stats) <= CHEAP_FILES and sum(found.st_size for found in stats.values()) <= CHEAP_BYTES
+    inside = os.path.join(root, "")
     for path, found in stats.items():
         if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
             raise UserError(f"{path}: not a file")
-        name = path.relative_to(root) if path.is_relative_to(root) else path.name
+        name = path.removeprefix(inside) if path.startswith(inside) else os.path.basename(path)
         if small:
             with open(path, "rb") as file:
                 state = hashlib.file_digest(file, "sha256").hexdigest()

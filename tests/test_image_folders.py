@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def png(path, width, height, depth, kind, rows, *chunks):
 
 def only_image(tree, path_or_image, suffix="png", **options):
     """What becomes of one image, as (C, H, W): it replaces all others of a data set."""
-    for path in image_folders.image_files(tree):
+    for path in map(Path, image_folders.image_files(tree)):
         path.unlink()
         if callable(path_or_image):
             path_or_image(path)
@@ -202,7 +203,7 @@ def empty(folder):
 
 def all_of_test(tree, height, width):
     for path in image_folders.image_files(tree)[6:]:
-        save(path, pixels(0, height, width))
+        save(Path(path), pixels(0, height, width))
 
 
 def one_class(tree):

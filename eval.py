@@ -233,6 +233,7 @@ def model_and_splits(stored, args):
         raise FileError(f"not a checkpoint of this study: it lacks {error}") from None
     except (TypeError, ValueError, RuntimeError) as error:
         raise FileError(f"its weights do not fit its model: {' '.join(str(error).split())[:200]}") from None
+    datasets.model_args(h["dataset"], h["model_args"], args.data_dir)  # raises if the images are of another kind
     seed = h.get("seed") or grids.BASE_SEED + h["run"]
     return model, splits_of(h["dataset"], args.data_dir, seed, h.get("train_val_split", 0.9), device)
 

@@ -145,6 +145,10 @@ def test_image_folders_of_any_name_are_trained_and_evaluated(tmp_path, channels,
     assert logits.shape == (4, 4) and y.tolist() == [0, 1, 2, 3] and hidden[0].shape[:2] == (4, 4)
     wrapper = models.LitWrapper("shapes", model_args={"channels": [4, 4, 4, 4]}, data_dir=tmp_path)
     assert wrapper.hparams.model_args == stored["hyper_parameters"]["model_args"]
+    for part in ("train", "test"):
+        save_image(tmp_path / "shapes" / part / "e" / "0.png", 0, shape)
+    with pytest.raises(UserError, match="num_classes is 4, but shapes has 5"):
+        evaluated(path, tmp_path)
     shutil.rmtree(tmp_path / "shapes")
     again = models.build("shapes", 0.0, stored["hyper_parameters"]["model_args"])  # a checkpoint alone is enough
     again.load_state_dict({name.removeprefix("model."): value for name, value in stored["state_dict"].items()})

@@ -134,5 +134,89 @@ def test_wrapper_takes_the_hyperparameters_of_other_programs_files():
 
 
 def test_each_data_set_has_its_network():
+    assert isinstance(models.build("mnist"), MnistSupervised)
     assert isinstance(models.build("mnist5k"), MnistSupervised)
     assert isinstance(models.build("cifar10", 0.1, {"channels": [4, 4, 4, 4]}), Cifar10Fast)
+
+
+def test_initial_weights_are_drawn_layer_by_layer_as_they_have_always_been():
+    """Runs on disk resume, and untrained networks are made again, with the very weights that they had."""
+    torch.manual_seed(3)
+    layers = [torch.nn.Linear(784, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 10)]
+    torch.manual_seed(3)
+    state = models.build("mnist").state_dict()
+    assert list(state) == [
+        f"{layer}.{part}" for layer in ("fc_layers.0", "fc_layers.1", "proj") for part in ("weight", "bias")
+    ]
+    for values, expected in zip(state.values(), (p for layer in layers for p in layer.parameters()), strict=True):
+        assert torch.equal(values, expected)
+
+    def convolution(n_in, n_out, size, stride=1):
+        return torch.nn.Conv2d(n_in, n_out, size, stride, padding=size // 2, bias=False).weight
+
+    torch.manual_seed(3)
+    expected = {"conv1.weight": convolution(3, 4, 3)}
+    n_in = 4
+    for stage, n_out in enumerate((4, 6, 8, 8), start=1):
+        for block in (0, 1):
+            name = f"layer{stage}.{block}"
+            expected[f"{name}.conv1.weight"] = convolution(n_in, n_out, 3)
+            expected[f"{name}.conv2.weight"] = convolution(n_out, n_out, 3)
+            if block == 0 and stage > 1:
+                expected[f"{name}.proj.weight"] = convolution(n_in, n_out, 1)
+            n_in = n_out
+    readout = torch.nn.Linear(16, 10)
+    expected |= {"proj.weight": readout.weight, "proj.bias": readout.bias}
+    torch.manual_seed(3)
+    found = dict(models.build("cifar10", 0.0, {"channels": [4, 6, 8, 8]}).named_parameters())
+    assert [name for name in found if "bn" not in name] == list(expected)
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (9, 12), (3, 5), (1, 1)])
+def test_networks_take_images_of_any_shape_and_any_number_of_classes(channels, height, width):
+    shape, x = (channels, height, width), torch.rand(2, channels, height, width)
+    hidden, logits = MnistSupervised(channels=(5,), input_shape=shape, num_classes=7).eval()(x)
+    assert hidden[0].shape == (2, 5) and logits.shape == (2, 7)
+    model = Cifar10Fast(channels=(4, 4, 6, 6), input_shape=shape, num_classes=7).eval()
+    hidden, logits = model(x)
+    assert logits.shape == (2, 7) and hidden[0].shape == (2, 4, height, width)
+    last = hidden[4].flatten(2)
+    assert torch.allclose(hidden[5].flatten(1), torch.cat([last.amax(2), last.mean(2)], dim=1), atol=1e-6)
+
+
+def test_a_network_beside_the_table_is_made_of_its_arguments_alone():
+    grey = models.build("shapes", 0.25, {"input_shape": [1, 9, 12], "num_classes": 3, "channels": [8]})
+    assert (grey.fc_layers[0].in_features, grey.proj.out_features, grey.drop.p) == (108, 3, 0.25)
+    colour = models.build("shapes", 0.25, {"input_shape": [3, 9, 12], "num_classes": 3, "channels": [4] * 4})
+    assert isinstance(colour, Cifar10Fast) and colour.proj.out_features == 3 and colour.drop.p == 0.25
+
+
+@pytest.mark.parametrize(
+    ("dataset", "drop", "model_args", "said"),
+    [
+        ("shapes", 0.0, {}, "unknown dataset 'shapes'"),
+        ("shapes", 0.0, {"num_classes": 3}, "unknown dataset 'shapes'"),
+        ("shapes", 0.0, {"num_classes": 3, "input_shape": 7}, "model_args"),
+        ("shapes", 0.0, {"num_classes": 0, "input_shape": [1, 9, 12]}, "widths above 0"),
+        ("shapes", 0.0, {"num_classes": 3, "input_shape": [1, -9, 12]}, "widths above 0"),
+        ("mnist", 1.0, {}, r"drop 1.0: expected a probability in \[0, 1\)"),
+        ("mnist", -0.1, {}, "drop -0.1"),
+        ("mnist", float("nan"), {}, "drop nan"),
+        ("mnist", 0.0, {"width": 3}, "width unknown: MnistSupervised takes channels, input_shape, num_classes"),
+        ("mnist", 0.0, {"pdrop": 0.1}, "pdrop unknown"),
+        ("mnist", 0.0, {"channels": []}, "widths above 0"),
+        ("mnist", 0.0, {"channels": [8, 0]}, "widths above 0"),
+        ("mnist", 0.0, {"channels": [8, -1]}, "widths above 0"),
+        ("mnist", 0.0, {"channels": [1.5]}, "model_args"),
+        ("mnist", 0.0, {"channels": "64"}, "model_args"),
+        ("mnist", 0.0, {"channels": 64}, "model_args"),
+        ("cifar10", 0.0, {"channels": [4, 4, 4]}, "four widths"),
+        ("cifar10", 0.0, {"channels": [4, 4, 4, 0]}, "four widths"),
+        ("cifar10", 0.0, {"channels": 4}, "model_args"),
+    ],
+)
+def test_impossible_networks_are_refused(dataset, drop, model_args, said):
+    with pytest.raises(ValueError, match=said):
+        models.build(dataset, drop, model_args)

@@ -10,19 +10,19 @@
 # ENGINE=parallel or slurm uses several machines, see study/engines.sh.
 # On two cores demo takes a minute or two, mnist-base about half an hour; 1.5 MB of disk a network.
 set -euo pipefail
-cd "$(dirname "$0")"
+caller=$PWD
+cd "$(dirname "$(realpath "$0")")"
 source study/engines.sh
 
-list=false dirs=() options=()
-while [ $# -gt 0 ]; do
-    case $1 in
-        --list) list=true ;;
-        -*) options=("$@"); break ;;
-        *) dirs+=("$1") ;;
-    esac
-    shift
+sort_words "--list --help" "$@"
+if has --help || [ ${#names[@]} -eq 0 ]; then
+    usage eval.sh
+    has --help || exit 2
+    exit 0
+fi
+check_settings JOBS RETRIES BATCH
+for i in "${!names[@]}"; do
+    names[i]=$(from_caller "${names[i]}")
 done
-[ ${#dirs[@]} -gt 0 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2; }
-
-lines=$("$PYTHON" -m study.jobs evaluations "${dirs[@]}" --batch "${BATCH:-10}" --options="${options[*]@Q}")
-if $list; then echo "$lines"; else run_lines "${dirs[0]}" <<<"$lines"; fi
+lines=$("$PYTHON" -m study.jobs evaluations "${names[@]}" --batch "${BATCH:-10}" -- ${options[@]+"${options[@]}"})
+if has --list; then echo "$lines"; else run_lines "${names[@]}" <<<"$lines"; fi

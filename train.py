@@ -8,46 +8,43 @@ interrupted one goes on exactly as if it had not been interrupted. With --max-ep
 """
 
 import argparse
-import json
+import contextlib
 import logging
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import torch
 
 import models
-from study import checkpoints, cli, datasets, grids
+from study import checkpoints, cli, datasets, grids, options, runs
+from study.cli import UserError
+from study.files import FileError
 from study.provenance import provenance
-from study.runs import finished, run_identity, run_lock, write_record
+
+HELD = ("hyper_parameters", "state_dict")  # what a checkpoint must have to be told from another run's
+RESUMED = (*HELD, "epoch", "global_step", "optimizer_states", "lr_schedulers", "callbacks", "loops")
 
 
-def main(args):
-    """Trains, or writes untrained, every run that the arguments name."""
-    cli.device(args.device)
+def main(args: argparse.Namespace) -> None:
+    """Trains, or writes untrained, every run that the arguments name; all are checked before the first is begun."""
+    device = cli.device(args.device)
+    if device.type == "cpu":
+        cli.hide_gpus()
+    runs.asked(args)  # values that mean nothing are told before anything is read
     args.model_args = complete_model_args(args)
-    for run in args.run:
-        identity = run_identity(args, run)
-        run_dir = Path(args.save_dir) / grids.uid(**{name: identity[name] for name in grids.NAMED})
-        if finished(run_dir, identity, args.max_epochs):
-            print(f"{run_dir}: finished before; nothing to do")
-            continue
-        with run_lock(run_dir) as obtained:
-            if not obtained or finished(run_dir, identity, args.max_epochs):
-                print(f"{run_dir}: another process trains it; nothing to do")
-                continue
-            write_record(run_dir, identity)
-            try:
-                outcome = write_untrained(run_dir, identity) if args.max_epochs == 0 else train(run_dir, identity, args)
-            except BaseException as error:
-                if isinstance(error, Exception):
-                    write_record(run_dir, identity, error=" ".join(str(error).split())[:300] or type(error).__name__)
-                raise
-            write_record(run_dir, identity, finished=True, **outcome)
+    datasets.splits(args.dataset, args.data_dir, train_val_split=args.train_val_split)
+    asked = runs.asked(args, datasets.fingerprint(args.dataset, args.data_dir))
+    todo = [ask for ask in asked if not is_done(ask)]
+    for ask in todo:
+        with runs.run_lock(ask.run_dir) as obtained:
+            if not obtained:
+                print(f"{ask.run_dir}: another process works on it; nothing to do")
+            elif not is_done(ask):  # another process may have finished it meanwhile
+                make(ask, args, device)
 
 
-def complete_model_args(args):
+def complete_model_args(args: argparse.Namespace) -> dict:
     """The network's arguments, with the input's shape and the number of classes where the data set's name lacks them.
 
     Raises: UserError if no network can be made of them.
@@ -56,25 +53,78 @@ def complete_model_args(args):
     try:
         with torch.device("meta"):
             models.build(args.dataset, args.drop, model_args)
-    except ValueError as error:
-        raise cli.UserError(error) from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--model-args: {' '.join(str(error).split())}") from None
     return model_args
 
 
-def write_untrained(run_dir, identity):
-    """Writes a freshly initialised network as `dummy.ckpt`."""
-    h = {name: identity[name] for name in grids.HYPERPARAMETERS}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(h["seed"])
-        model = models.build(h["dataset"], h["drop"], h["model_args"])
-    state = {f"model.{name}": value for name, value in model.state_dict().items()}
-    checkpoints.write(run_dir / "dummy.ckpt", {"hyper_parameters": h, "state_dict": state})
-    print(f"{run_dir / 'dummy.ckpt'}: written, untrained")
-    return {"epochs": 0, "early_stopped": False, **provenance()}
+def is_done(ask: runs.Asked) -> bool:
+    """Whether a run is finished, and says so.
+
+    Raises: UserError if its directory holds another run.
+    """
+    state, why = runs.state(ask.run_dir, ask)
+    if state == "other":
+        raise UserError(f"{ask.run_dir} holds another run ({why}); choose another --save-dir")
+    if state == "done":
+        print(f"{ask.run_dir}: finished before; nothing to do")
+    return state == "done"
 
 
-def train(run_dir, identity, args):
-    """Trains one network to early stopping, from its last checkpoint if there is one."""
+def make(ask: runs.Asked, args: argparse.Namespace, device: torch.device) -> None:
+    """Trains one run, or writes it untrained, and keeps its record. The caller holds its lock."""
+    held = held_checkpoint(ask)
+    before, started = runs.seconds_before(ask.run_dir), time.time()
+    runs.write_record(ask, seconds=before, started=started)
+    try:
+        outcome = write_untrained(ask, held) if ask.identity["untrained"] else train(ask, args, device, held)
+    except Exception as error:
+        told = " ".join(str(error).split())[:300] or type(error).__name__
+        with contextlib.suppress(FileError):  # as on a full disk: the error itself is told in any case
+            runs.write_record(ask, seconds=before, started=started, error=told)
+        raise
+    seconds = None if before is None else round(before + time.time() - started, 1)
+    runs.write_record(ask, finished=True, **outcome, seconds=seconds, **provenance())
+    how = f"best val_loss {outcome['best_val_loss']:.4f}" if outcome["epochs"] else "untrained"
+    print(f"{ask.run_dir}: finished after {outcome['epochs']} epochs in {time.time() - started:.0f} s, {how}")
+
+
+def held_checkpoint(ask: runs.Asked) -> dict | None:
+    """The checkpoint that a run goes on from; None at its beginning.
+
+    Raises: UserError if it is another run's, or cannot be gone on from.
+    """
+    path = ask.run_dir / ("dummy.ckpt" if ask.identity["untrained"] else "weights/last.ckpt")
+    if not path.exists():
+        if runs.is_lost(ask.run_dir):
+            raise UserError(f"{ask.run_dir} holds checkpoints, but neither run.json nor {path.name}; move it away")
+        return None
+    stored = checkpoints.read(path)
+    lacking = [key for key in (HELD if ask.identity["untrained"] else RESUMED) if key not in stored]
+    if lacking or not isinstance(stored["hyper_parameters"], dict):
+        raise UserError(f"{path} is not a training's checkpoint: it lacks {(lacking or HELD)[0]}; move it away")
+    hyperparameters = stored["hyper_parameters"] | {"untrained": ask.identity["untrained"]}
+    record = {"hyperparameters": hyperparameters, "data": stored.get("data"), "epochs": stored.get("epoch", -1) + 1}
+    if other := runs.differences(record, ask):
+        raise UserError(f"{path} belongs to another run ({'; '.join(other)}); move it away")
+    return stored
+
+
+def write_untrained(ask: runs.Asked, held: dict | None) -> dict:
+    """Writes a freshly initialised network as `dummy.ckpt`, unless that is there."""
+    h = {name: ask.identity[name] for name in grids.HYPERPARAMETERS}
+    if held is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(h["seed"])
+            model = models.build(h["dataset"], h["drop"], h["model_args"])
+        state = {f"model.{name}": value for name, value in model.state_dict().items()}
+        stored = {"hyper_parameters": h, "state_dict": state, "data": ask.data}
+        checkpoints.write(ask.run_dir / "dummy.ckpt", stored)
+    return {"epochs": 0, "early_stopped": False}
+
+
+def train(ask: runs.Asked, args: argparse.Namespace, device: torch.device, held: dict | None) -> dict:
+    """Trains one network to early stopping, from the checkpoint it held if there is one; how that ended."""
     import pytorch_lightning as pl
     from pytorch_lightning import callbacks
     from pytorch_lightning.plugins.environments import LightningEnvironment
@@ -83,21 +133,20 @@ def train(run_dir, identity, args):
     from models.resumption import DurableIO, StopIfStopped
 
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    datasets.load(args.dataset, args.data_dir)  # fails here if there is no data
     torch.set_flush_denormal(True)  # weights of pixels that are always 0 decay towards it, and denormal floats are slow
-    started = time.time()
-    weights, last = run_dir / "weights", run_dir / "weights" / "last.ckpt"
-    resume = checkpoints.read(last) if last.exists() else None
-    model = LitWrapper(**{name: identity[name] for name in grids.HYPERPARAMETERS}, data_dir=args.data_dir)
+    weights = ask.run_dir / "weights"
+    model = LitWrapper(**{name: ask.identity[name] for name in grids.HYPERPARAMETERS}, data_dir=args.data_dir)
     early = callbacks.EarlyStopping("val_loss", patience=6)
     # The order matters: `last` is written after the three best, so that it knows of them when training resumes from it.
     best = callbacks.ModelCheckpoint(str(weights), monitor="val_loss", save_top_k=3, enable_version_counter=False)
     latest = callbacks.ModelCheckpoint(str(weights), "last", save_top_k=1, enable_version_counter=False)
-    purge_step = resume["global_step"] if resume else 0  # what was logged after the last checkpoint is logged again
     logger = pl.loggers.TensorBoardLogger(
-        run_dir.parent, run_dir.name, version="", default_hp_metric=False, purge_step=purge_step
+        ask.run_dir.parent,
+        ask.run_dir.name,
+        version="",
+        default_hp_metric=False,
+        purge_step=held["global_step"] if held else 0,  # what was logged after the last checkpoint is logged again
     )
-    device = cli.device(args.device)
     progress = args.progress and sys.stderr.isatty()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")  # advice for other uses
@@ -114,59 +163,21 @@ def train(run_dir, identity, args):
             enable_model_summary=False,
             enable_progress_bar=progress,
         )
-        trainer.fit(model, ckpt_path=str(last) if resume else None)
+        with contextlib.suppress(SystemExit):  # Lightning's answer to Ctrl-C, with status 1
+            trainer.fit(model, ckpt_path=str(weights / "last.ckpt") if held else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
     checkpoints.link_best(weights, best.best_model_path)
-    epochs, loss = trainer.current_epoch, best.best_model_score.item()
-    print(f"{run_dir}: finished after {epochs} epochs in {time.time() - started:.0f} s, best val_loss {loss:.4f}")
     return {
-        "epochs": epochs,
+        "epochs": trainer.current_epoch,
         "early_stopped": early.stopped_epoch > 0,
-        "best_val_loss": loss,
-        "seconds": round(time.time() - started, 1),
+        "best_val_loss": best.best_model_score.item(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        **provenance(),
     }
 
 
-def run_range(text):
-    """The runs that "3" or "1000-1099" names."""
-    first, _, last = text.partition("-")
-    runs = range(int(first), int(last or first) + 1)
-    if not runs:
-        raise ValueError
-    return runs
-
-
-def json_object(text):
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError
-    return value
-
-
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--dataset", required=True, help=datasets.choices())
-    p.add_argument("--task", default="sup", choices=["sup"], help="sup: supervised classification")
-    p.add_argument("--l2", type=float, default=grids.L2_ALONE, help="weight of ΣW² in the loss (default 1e-5)")
-    p.add_argument("--l1", type=float, default=0.0, help="weight of Σ|W| in the loss (default 0)")
-    p.add_argument("--drop", type=float, default=0.0, help="dropout probability (default 0)")
-    p.add_argument("--run", type=run_range, default=range(1), help="number of the repetition, or a range 1000-1099")
-    p.add_argument("--seed", type=int, help="default: 286436723 + run")
-    p.add_argument("--save-dir", default="logs", help="where the run's directory is made (default logs)")
-    p.add_argument("--data-dir", default="data", help="where the data is or will be put (default data)")
-    p.add_argument("--max-epochs", type=int, default=500, help="0 writes the untrained network as dummy.ckpt")
-    p.add_argument("--batch-size", type=int, default=200)
-    p.add_argument(
-        "--precision", default=grids.PRECISIONS[0], choices=grids.PRECISIONS, help="of training (default 32)"
-    )
-    p.add_argument("--train-val-split", type=float, default=0.9, help="fraction of training images trained on")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--model-args", type=json_object, default={}, help="""JSON, as '{"channels": [256, 256]}'""")
-    p.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
-    return p
+def parser() -> cli.Parser:
+    return options.parser(__doc__)
 
 
 if __name__ == "__main__":

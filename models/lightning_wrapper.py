@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from models import norms
 from models.build import build
 from study import datasets
-from study.grids import BASE_SEED, uid
+from study.grids import BASE_SEED, NAMED, REGULARIZERS, uid
 
 CHANNELS_AT_A_TIME = 8  # a vector's floats; torch 2.14 writes beyond its memory where channels_last layers have fewer
-STEPS_AT_A_TIME = 10  # optimiser steps between two visits to Lightning's loop, whose cost is about that of one step
+STEPS_AT_A_TIME = 10  # optimizer steps between two visits to Lightning's loop, whose cost is about that of one step
 
 
 class EpochBatches:
@@ -55,7 +55,7 @@ class RunningMeans:
 
 
 class LitWrapper(pl.LightningModule):
-    """A network of the study with its data, loss and optimiser.
+    """A network of the study with its data, loss and optimizer.
 
     The loss is cross-entropy + l1 · Σ|W| + l2 · ΣW² over weights (parameters with ndim ≥ 2). Optimiser: Adam, learning
     rate 1e-3, divided by 4 after more than 3 epochs in which `val_loss`, the cross-entropy alone, did not improve.
@@ -89,7 +89,8 @@ class LitWrapper(pl.LightningModule):
         model_args = dict(model_args or {})
         if dataset not in datasets.DATASETS and not model_args.keys() >= {"input_shape", "num_classes"}:
             model_args = datasets.model_args(dataset, model_args, data_dir)
-        self.save_hyperparameters(ignore=["data_dir", "other", *other])
+        ignored = [name for name in other if name not in REGULARIZERS]
+        self.save_hyperparameters(ignore=["data_dir", "other", *ignored])
         self.automatic_optimization = False
         self.data_dir = data_dir
         with torch.random.fork_rng(devices=[]):
@@ -133,8 +134,7 @@ class LitWrapper(pl.LightningModule):
 
     def get_uid(self):
         """The name of the run's directory, see `grids.uid`."""
-        h = self.hparams
-        return uid(h.dataset, h.task, h.l2, h.l1, h.drop, h.run)
+        return uid(**{name: self.hparams[name] for name in NAMED if name in self.hparams})
 
     def get_dataset(self, data_dir="data"):
         """Train, validation and test `datasets.Split`, the validation images chosen by the run's seed."""
@@ -142,6 +142,7 @@ class LitWrapper(pl.LightningModule):
 
     def setup(self, stage=None):
         self.train_split, self.val_split, _ = self.get_dataset(self.data_dir)
+        self.data = datasets.fingerprint(self.hparams.dataset, self.data_dir)
 
     def train_dataloader(self):
         return EpochBatches(self.train_split.to(self.device), self.hparams.batch_size, self._epoch_seed)
@@ -175,7 +176,7 @@ class LitWrapper(pl.LightningModule):
         self.train_metrics = RunningMeans(self.device)
 
     def training_step(self, batches, index):
-        """One optimiser step for each of the few batches that Lightning hands over at a time (see EpochBatches)."""
+        """One optimizer step for each of the few batches that Lightning hands over at a time (see EpochBatches)."""
         optimizer = self.optimizers()
         for x, y in batches:
             optimizer.zero_grad()
@@ -208,5 +209,7 @@ class LitWrapper(pl.LightningModule):
         self.lr_schedulers().step(loss)
 
     def on_save_checkpoint(self, checkpoint):
+        """Says in a checkpoint which data it was trained on."""
+        checkpoint["data"] = self.data
         if self.logger is not None:
             self.logger.experiment.flush()  # what a checkpoint has seen is in the log, whatever happens next

@@ -10,21 +10,73 @@
 # A line is done when its program says so, never because an engine remembers it: after any failure, start it all again.
 # Visible GPUs are dealt out to the lines that run side by side. A machine called NAME-gpuN by ssh is the N-th GPU of NAME.
 
+# Whoever sources this is in the project's folder; `caller` is the folder that the user's relative paths start from.
+
+caller=${caller:-$PWD}
+
+# from_caller PATH: the path, which the caller gave, as it is called from here.
+from_caller() {
+    if [[ $1 == /* || $caller -ef . ]]; then echo "$1"; else echo "$caller/$1"; fi
+}
+
+if [[ ${PYTHON:-} == */* ]]; then
+    PYTHON=$(from_caller "$PYTHON")
+fi
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 ENGINE=${ENGINE:-local}
 
-# run_lines FOLDER: runs the lines on stdin. Their output goes to a new folder in FOLDER/jobs. A failed line does not stop
-# the others, and is named at the end.
-run_lines() {
-    local dir n
+# sort_words FLAGS WORD ...: splits a command line into `flags` (those of FLAGS, wherever they stand), `options` (from the
+# first other word with a dash on) and `names` (the words before). Paths in options are made relative to here.
+sort_words() {
+    local known=" $1 " word last=
+    flags=" " names=() options=()
+    shift
+    for word; do
+        [ "$word" != -h ] || word=--help
+        case $word in --data-dir=*) word=--data-dir=$(from_caller "${word#*=}") ;; esac
+        [ "$last" != --data-dir ] || word=$(from_caller "$word")
+        if [[ $known == *" $word "* ]]; then
+            flags+="$word "
+        elif [[ $word == -* || ${#options[@]} -gt 0 ]]; then
+            options+=("$word")
+        else
+            names+=("$word")
+        fi
+        last=$word
+    done
+}
+
+has() { [[ $flags == *" $1 "* ]]; }
+
+# usage FILE: the text above a script's code.
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$1"; }
+
+# check_settings NAME ...: refuses settings that are not whole numbers from 1.
+check_settings() {
+    local name
+    for name; do
+        [[ -z ${!name:-} || ${!name} =~ ^0*[1-9][0-9]*$ ]] && continue
+        echo "$name=${!name}: expected a whole number from 1" >&2
+        return 2
+    done
     case $ENGINE in local | parallel | slurm) ;; *) echo "ENGINE=$ENGINE: expected local, parallel or slurm" >&2; return 2 ;; esac
-    mkdir -p "${1:-logs}/jobs"
-    rm -f "${1:-logs}"/jobs/*/*.failed
-    dir=$(mktemp -d "${1:-logs}/jobs/$(date +%Y%m%d-%H%M%S)-XXX") || return
-    { grep . || true; } | sed "s|^python |$PYTHON |" >"$dir/lines"
+}
+
+# run_lines FOLDER ...: runs the lines on stdin. Their output goes to a new folder in FOLDER/jobs. A failed line does not
+# stop the others, and is named at the end. What failed before in any of the folders is forgotten.
+run_lines() {
+    local dir mark n line
+    check_settings JOBS RETRIES || return
+    mkdir -p "$1/jobs" || return
+    failures "$@" | while read -r mark; do rm "$mark"; done
+    dir=$(mktemp -d "$1/jobs/$(date +%Y%m%d-%H%M%S)-XXX") || return
+    while read -r line; do
+        [ -z "$line" ] || echo "${PYTHON@Q} ${line#python }"
+    done >"$dir/lines"
     n=$(wc -l <"$dir/lines")
     if [ "$n" -eq 0 ]; then
         rm -r "$dir"
+        rmdir "$(dirname "$dir")" 2>/dev/null || true
         echo "nothing to do"
     elif [ "$ENGINE" = slurm ]; then
         submit "$dir" "$n"
@@ -41,8 +93,8 @@ with_local() {
 
 with_parallel() {
     local where=(-j "${JOBS:-$(slots)}") slot='$(({%} - 1))'
-    if [ -f "${SSHLOGINS:-}" ]; then
-        where=(--sshloginfile "$SSHLOGINS")
+    if [ -n "${SSHLOGINS:-}" ] && [ -f "$(from_caller "$SSHLOGINS")" ]; then
+        where=(--sshloginfile "$(from_caller "$SSHLOGINS")")
     elif [ -n "${SSHLOGINS:-}" ]; then
         where=(--sshlogin "${SSHLOGINS// /,}")
     fi
@@ -150,10 +202,19 @@ report_failures() {
     return 1
 }
 
-# last_failures FOLDER: what went wrong with the lines started last, engines that submit and return included.
+# last_failures FOLDER ...: what went wrong with the lines started last, engines that submit and return included.
 last_failures() {
-    local failed=("$1"/jobs/*/*.failed)
-    [ ! -e "${failed[0]}" ] || echo "${#failed[@]} jobs failed, such as ${failed[0]%.failed}.log: $(tail -n 1 "${failed[0]%.failed}.log")"
+    local failed log
+    mapfile -t failed < <(failures "$@" | sort)
+    [ ${#failed[@]} -gt 0 ] || return 0
+    log=${failed[0]%.failed}.log
+    echo "${#failed[@]} jobs failed, such as $log: $(tail -n 1 "$log")"
+}
+
+# failures FOLDER ...: the marks of failed lines in the folders.
+failures() {
+    local folder
+    for folder; do find "$folder/jobs" -name '*.failed' 2>/dev/null || true; done
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then

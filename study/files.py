@@ -5,16 +5,21 @@ import fcntl
 import glob
 import os
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from study.cli import UserError
+
+
+ATTEMPTS, PAUSE = 20, 0.01  # at a lock that somebody may only be looking at; seconds
 
 
 class FileError(UserError):
     """A file that is missing, unreadable, damaged, unsafe or cannot be written."""
 
 
-def write_bytes(path, data):
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     """Atomic and durable: a temporary file in the same directory, flush, fsync, rename, fsync of the directory.
 
     Temporary files that a killed process left for the same name are removed; callers hold `locked(directory)`.
@@ -41,7 +46,8 @@ def write_bytes(path, data):
         raise
 
 
-def sync_directory(directory):
+def sync_directory(directory: str | Path) -> None:
+    """Makes what was renamed or linked in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,20 +56,28 @@ def sync_directory(directory):
 
 
 @contextlib.contextmanager
-def locked(directory, wait=True):
+def locked(directory: str | Path, wait: bool = True) -> Iterator[bool]:
     """Holds the lock of a directory; the kernel releases it should the process die. Yields whether it was obtained.
 
     Args:
-        wait: wait for a holder to finish; otherwise yield False at once if there is one.
+        wait: wait for a holder to finish; otherwise yield False if there is one. Who only looks whether it is held
+            (`runs.is_locked`) holds it for some microseconds, and is outlasted.
     """
     path = Path(directory) / ".lock"
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "ab"))
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            obtained = True
-        except BlockingIOError:
-            obtained = False
+            obtained = _lock(file, wait)
         except OSError as error:
             raise FileError(f"cannot write or lock {path}: {error.strerror}") from None
         yield obtained
+
+
+def _lock(file, wait):
+    for _ in range(ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return True
+        except BlockingIOError:
+            time.sleep(PAUSE)
+    return False

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from study.cli import UserError
 
-
 ATTEMPTS, PAUSE = 20, 0.01  # at a lock that somebody may only be looking at; seconds
 
 

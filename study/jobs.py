@@ -85,15 +85,20 @@ def _point(spec):
     return [spec[name] for name in grids.REGULARIZERS]
 
 
+def asked(experiment: str, part: str, words: Sequence[str] = ()) -> list[runs.Asked]:
+    """What train.py is asked for with these options: the runs of one part, in the order of `grids.specs`."""
+    found, parser = [], options.parser()
+    for _, specs in itertools.groupby(grids.specs(experiment, part), key=_point):
+        line = shlex.split(command(experiment, part, list(specs), words))
+        found += runs.asked(parser.parse_args(line[2:]))
+    return found
+
+
 def survey(experiment: str, parts: Iterable[str], words: Sequence[str] = ()) -> list[Found]:
     """What is on disk for every run of some parts, judged by what train.py is asked for with these options."""
-    rows, parser = [], options.parser()
+    rows = []
     for part in parts:
-        for _, specs in itertools.groupby(grids.specs(experiment, part), key=_point):
-            specs = list(specs)
-            line = shlex.split(command(experiment, part, specs, words))
-            asked = runs.asked(parser.parse_args(line[2:]))
-            rows += [(part, spec, ask) for spec, ask in zip(specs, asked, strict=True)]
+        rows += zip(itertools.repeat(part), grids.specs(experiment, part), asked(experiment, part, words), strict=False)
     args = options.parser().parse_args(["--dataset", grids.EXPERIMENTS[experiment].dataset, *words])
     data = data_at_hand(args.dataset, args.data_dir) if any(_says_its_data(ask) for _, _, ask in rows) else None
     rows = [(part, spec, ask._replace(data=data)) for part, spec, ask in rows]

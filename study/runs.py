@@ -1,4 +1,4 @@
-"""One run on disk: what is asked for, what is there, and who works on it. Its record is `run.json`; imports no torch."""
+"""One run on disk: what is asked for, what is there, and who works on it. Its record is `run.json`. No torch."""
 
 import argparse
 import contextlib
@@ -74,15 +74,16 @@ def state(run_dir: Path, ask: Asked | None = None) -> tuple[str, str]:
     other = ask is not None and record is not None and differences(record, ask)
     if held and other:
         return "other", "; ".join(other)
-    finished = held and record is not None and record.get("finished", False)
-    if finished and (ask is None or record["early_stopped"] or record["epochs"] >= ask.max_epochs):
+    finished = record is not None and record.get("finished", False)
+    enough = finished and (ask is None or record["early_stopped"] or record["epochs"] >= ask.max_epochs)
+    if held and enough:
         return "done", ""
     if is_locked(run_dir):
         return "running", ""
-    if finished or other or (record is None and not held):
-        return "left", ""
-    if record is None:
+    if held and record is None:
         return "failed", f"{lost}; the same command makes it again if the checkpoints are this run's"
+    if record is None or finished or other:
+        return "left", ""
     return "failed", record.get("error") or "interrupted; the same command goes on where it stopped"
 
 

@@ -78,7 +78,7 @@ def test_figures_of_experiments_without_l1_or_matrices_can_be_drawn():
 
 
 def test_single_networks_can_be_drawn_without_empty_panels(monkeypatch):
-    single = grids.EXPERIMENTS["demo"]._replace(l2=[1e-5], drop=[0.3], runs=1, untrained=1)
+    single = grids.EXPERIMENTS["demo"]._replace(values={"l2": [1e-5], "drop": [0.3]}, runs=1, untrained=1)
     monkeypatch.setitem(grids.EXPERIMENTS, "single", single)
     found = made_up.results("single")
     repeatability = module_figures.repeatability(findings.cluster_repeatability(found.modules))

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -9,8 +11,8 @@ from torch.nn import functional as F
 
 from models import norms
 from models.build import build
-from study import datasets
-from study.grids import BASE_SEED, NAMED, REGULARIZERS, uid
+from study import datasets, grids
+from study.grids import BASE_SEED, NAMED, REGULARIZERS
 
 CHANNELS_AT_A_TIME = 8  # a vector's floats; torch 2.14 writes beyond its memory where channels_last layers have fewer
 STEPS_AT_A_TIME = 10  # optimizer steps between two visits to Lightning's loop, whose cost is about that of one step
@@ -28,10 +30,10 @@ class EpochBatches:
     def __init__(self, split, batch_size, epoch_seed=None):
         self.split, self.batch_size, self.epoch_seed = split, batch_size, epoch_seed
 
-    def __len__(self):
+    def __len__(self) -> int:
         return math.ceil(math.ceil(len(self.split) / self.batch_size) / STEPS_AT_A_TIME)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
         generator = torch.Generator().manual_seed(self.epoch_seed()) if self.epoch_seed else None
         batches = self.split.batches(self.batch_size, generator)
         while group := list(itertools.islice(batches, STEPS_AT_A_TIME)):
@@ -45,19 +47,19 @@ class RunningMeans:
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.n = 0
 
-    def update(self, mean_loss, logits, y):
+    def update(self, mean_loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> None:
         self.sums[0] += mean_loss * len(y)
         self.sums[1] += (logits.argmax(1) == y).sum()
         self.n += len(y)
 
-    def means(self):
+    def means(self) -> list[float]:
         return (self.sums / self.n).tolist()
 
 
 class LitWrapper(pl.LightningModule):
     """A network of the study with its data, loss and optimizer.
 
-    The loss is cross-entropy + l1 · Σ|W| + l2 · ΣW² over weights (parameters with ndim ≥ 2). Optimiser: Adam, learning
+    The loss is cross-entropy + l1 · Σ|W| + l2 · ΣW² over weights (parameters with ndim ≥ 2). Optimizer: Adam, learning
     rate 1e-3, divided by 4 after more than 3 epochs in which `val_loss`, the cross-entropy alone, did not improve.
 
     All randomness of training derives from (seed, epoch), never from what happened before: a training that is killed
@@ -76,12 +78,26 @@ class LitWrapper(pl.LightningModule):
             Validation is always in float32.
         data_dir: the folder that holds the data.
         other: ignored (what files written by other programs have among their hyperparameters).
+
+    Raises: ValueError where a value means nothing, see `grids.check`, or there is no such network.
     """
 
     def __init__(
-        self, dataset, task="sup", l1=0.0, l2=0.0, drop=0.0, run=0, seed=None, train_val_split=0.9, model_args=None,
-        batch_size=200, precision="32", data_dir="data", **other,
-    ):  # fmt: skip
+        self,
+        dataset: str,
+        task: str = "sup",
+        l1: float = 0.0,
+        l2: float = 0.0,
+        drop: float = 0.0,
+        run: int = 0,
+        seed: int | None = None,
+        train_val_split: float = 0.9,
+        model_args: dict | None = None,
+        batch_size: int = 200,
+        precision: str = "32",
+        data_dir: str | Path = "data",
+        **other,
+    ):
         super().__init__()
         if task != "sup":
             raise ValueError(f"unknown task {task!r}: expected 'sup'")
@@ -91,6 +107,7 @@ class LitWrapper(pl.LightningModule):
             model_args = datasets.model_args(dataset, model_args, data_dir)
         ignored = [name for name in other if name not in REGULARIZERS]
         self.save_hyperparameters(ignore=["data_dir", "other", *ignored])
+        grids.check(dict(self.hparams))
         self.automatic_optimization = False
         self.data_dir = data_dir
         with torch.random.fork_rng(devices=[]):
@@ -101,42 +118,42 @@ class LitWrapper(pl.LightningModule):
         if self.channels_last:  # the layout that convolutions are fastest in
             self.model.to(memory_format=torch.channels_last)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         return self.model(x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
 
     # Weights
 
-    def l1_norm(self):
+    def l1_norm(self) -> torch.Tensor:
         return norms.l1_norm(self.model)
 
-    def l2_norm(self):
+    def l2_norm(self) -> torch.Tensor:
         return norms.l2_norm(self.model)
 
-    def nuc_norm(self):
+    def nuc_norm(self) -> torch.Tensor:
         return norms.nuc_norm(self.model)
 
-    def sparsity(self, eps=1e-3):
+    def sparsity(self, eps: float = 1e-3) -> torch.Tensor:
         return norms.sparsity(self.model, eps)
 
-    def l1_norm_by_layer(self):
+    def l1_norm_by_layer(self) -> dict[str, torch.Tensor]:
         return norms.by_layer(norms.l1_norm, self.model)
 
-    def l2_norm_by_layer(self):
+    def l2_norm_by_layer(self) -> dict[str, torch.Tensor]:
         return norms.by_layer(norms.l2_norm, self.model)
 
-    def nuc_norm_by_layer(self):
+    def nuc_norm_by_layer(self) -> dict[str, torch.Tensor]:
         return norms.by_layer(norms.nuc_norm, self.model)
 
-    def sparsity_by_layer(self, eps=1e-3):
+    def sparsity_by_layer(self, eps: float = 1e-3) -> dict[str, torch.Tensor]:
         return norms.by_layer(norms.sparsity, self.model, eps=eps)
 
     # Data
 
-    def get_uid(self):
+    def get_uid(self) -> str:
         """The name of the run's directory, see `grids.uid`."""
-        return uid(**{name: self.hparams[name] for name in NAMED if name in self.hparams})
+        return grids.uid(**{name: self.hparams[name] for name in NAMED if name in self.hparams})
 
-    def get_dataset(self, data_dir="data"):
+    def get_dataset(self, data_dir: str | Path = "data") -> tuple[datasets.Split, datasets.Split, datasets.Split]:
         """Train, validation and test `datasets.Split`, the validation images chosen by the run's seed."""
         return datasets.splits(self.hparams.dataset, data_dir, self.hparams.seed, self.hparams.train_val_split)
 
@@ -160,7 +177,7 @@ class LitWrapper(pl.LightningModule):
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.25, patience=3)
         return {"optimizer": optimizer, "lr_scheduler": plateau}
 
-    def add_penalty_gradients(self):
+    def add_penalty_gradients(self) -> None:
         """Adds the gradients of l1 · Σ|W| + l2 · ΣW², l1 · sign W + 2 l2 · W, to those of the cross-entropy.
 
         Autograd would take ten times as long, a tenth of a whole step; a penalty whose weight is zero costs nothing.

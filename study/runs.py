@@ -13,6 +13,8 @@ from study import grids
 from study.cli import UserError
 from study.files import FileError, locked, write_bytes
 
+OF_DATA = ("input_shape", "num_classes")  # arguments of models that train.py adds where a data set's name lacks them
+
 
 class Asked(NamedTuple):
     """One run as a command asks for it.
@@ -90,13 +92,24 @@ def state(run_dir: Path, ask: Asked | None = None) -> tuple[str, str]:
 def differences(record: dict, ask: Asked) -> list[str]:
     """In what a record, or a checkpoint's hyperparameters in the place of one, differs from what is asked for."""
     theirs = grids.DEFAULTS | record["hyperparameters"]
-    found = [f"{name} {theirs.get(name)!r}, not {x!r}" for name, x in ask.identity.items() if theirs.get(name) != x]
+    found = []
+    for name, wanted in ask.identity.items():
+        there = theirs.get(name)
+        if name == "model_args":
+            there, wanted = _both_given(there, wanted), _both_given(wanted, there)
+        if there != wanted:
+            found.append(f"{name} {there!r}, not {wanted!r}")
     data = record.get("data")  # files written earlier do not say
     if data and ask.data and data != ask.data:
         found.append(f"trained on other data ({data[:8]}) than is there now ({ask.data[:8]})")
     if record.get("epochs", 0) > ask.max_epochs:
         found.append(f"{record['epochs']} epochs, not {ask.max_epochs} at most")
     return found
+
+
+def _both_given(ours, others):
+    """A model's arguments but for those that its data determines, where the other side leaves these to the data."""
+    return {name: value for name, value in ours.items() if name not in OF_DATA or name in others}
 
 
 def is_lost(run_dir: Path) -> bool:

@@ -1,7 +1,6 @@
 """All results of one of the study's experiments, from its checkpoints or from saved tables."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +11,10 @@ import pandas as pd
 import analysis
 from analysis import ALIGN_FIELDS, MODULE_FIELDS
 from associations import METHODS
-from study import grids
+from study import grids, runs
 from study.checkpoints import BASIC_METRICS
 from study.cli import UserError
+from study.files import FileError
 
 RECORDED = ("epochs", "seconds", "torch", "commit", "processor", "capability")  # of each training, in its run.json
 SAVED_UNITS = 128  # matrices of more units are too large to be saved with the tables
@@ -111,8 +111,8 @@ def checkpoints(name, part, logs=Path(".")):
 def _recorded(run_dir):
     """What run.json says of a training, as far as there is one."""
     try:
-        record = json.loads((run_dir / "run.json").read_text())
-    except (OSError, ValueError):
+        record = runs.read_record(run_dir) or {}
+    except FileError:
         return {}
     return {name: (record | record.get("versions", {})).get(name) for name in RECORDED}
 

@@ -1,7 +1,6 @@
 """Tables from checkpoints: which rows, which values, what happens to what is missing or broken."""
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import analysis
 from analysis import align_metrics, generate_model_specs, load_data_as_table, module_metrics
 from associations import METHODS, PAIRS
 from report import experiments, summary
-from study import grids
+from study import grids, jobs, runs
 from study.cli import UserError
 
 SPEC = {"dataset": "mnist", "task": "sup", "l2": 1e-5, "l1": 0.0, "drop": 0.3, "run": 1}
@@ -263,9 +262,10 @@ def test_an_experiment_has_a_row_per_network_method_and_pair(demo, capsys):
 
 def test_what_trainings_took_is_told_where_it_was_recorded(demo):
     assert list(summary.training(experiments.load_experiment("demo", demo))) == []
-    for i, run_dir in enumerate(grids.run_dirs("demo", "drop")[:3]):
-        record = {"epochs": 10 + i, "seconds": 1800.0 * i, "versions": {"torch": "9.9"}, "finished": True}
-        (demo / run_dir / "run.json").write_text(json.dumps(record))
+    for i, asked in enumerate(jobs.asked("demo", "drop")[:3]):
+        record = {"epochs": 10 + i, "seconds": 1800.0 * i, "versions": {"torch": "9.9"}}
+        asked = asked._replace(run_dir=demo / asked.run_dir)
+        runs.write_record(asked, finished=True, early_stopped=True, **record)
     assert list(summary.training(experiments.load_experiment("demo", demo))) == [
         "training: 11 epochs (10–12) and 1800 seconds (0–3600), medians and ranges; 1.5 hours in all; torch 9.9"
     ]

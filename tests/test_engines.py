@@ -1,7 +1,6 @@
 """Lists of command lines are run whole, side by side, and what failed is named, whatever the engine."""
 
 import fcntl
-import json
 import os
 import pty
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from study import grids
+from study import grids, jobs, runs
 
 ROOT = Path(__file__).parent.parent
 STUB = """
@@ -68,8 +67,9 @@ def program(place, name, text):
     (place / "bin" / name).chmod(0o755)
 
 
+NO_PARALLEL = "GNU parallel is not installed: install it, and run this test again"
 HAS_PARALLEL = shutil.which("parallel") is not None
-ENGINES = ["local", pytest.param("parallel", marks=pytest.mark.skipif(not HAS_PARALLEL, reason="no GNU parallel here"))]
+ENGINES = ["local", pytest.param("parallel", marks=pytest.mark.skipif(not HAS_PARALLEL, reason=NO_PARALLEL))]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -153,7 +153,7 @@ def test_stopping_the_script_stops_its_jobs(place, engine, how):
         script.send_signal(signal.SIGTERM)
     else:
         os.write(keyboard, b"\x03")
-    assert script.wait(20) != 0
+    assert script.wait(20) == 130
     wait_until(lambda: not any(alive(path) for path in pids), 5)
     assert not (place / "pid-3").exists()
     os.close(keyboard)
@@ -190,9 +190,9 @@ def slurm():
         words = ["sinfo", "-h", "-t", "idle,mix,alloc", "-o", "%n"]
         answer = subprocess.run(words, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
-        pytest.skip("no Slurm here")
+        pytest.skip("Slurm is not installed: run this on a cluster's login node")
     if answer.returncode or not answer.stdout.split():
-        pytest.skip("no Slurm answers here (set SLURM_CONF?)")
+        pytest.skip("no Slurm answers: run this on a cluster's login node (set SLURM_CONF?)")
 
 
 def test_slurm_runs_the_lines(slurm, place):
@@ -205,12 +205,12 @@ def test_slurm_runs_the_lines(slurm, place):
     assert "the reason 3" in (folder / "2.log").read_text()
 
 
-@pytest.mark.skipif(not HAS_PARALLEL, reason="no GNU parallel here")
+@pytest.mark.skipif(not HAS_PARALLEL, reason=NO_PARALLEL)
 def test_parallel_runs_the_lines_over_ssh(place):
     login = os.environ.get("TEST_SSHLOGIN", "localhost")
     words = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", login, "true"]
     if not shutil.which("ssh") or subprocess.run(words, capture_output=True).returncode:
-        pytest.skip(f"ssh {login} is not possible without a password (another machine: TEST_SSHLOGIN)")
+        pytest.skip(f"ssh {login} wants a password: add a key, or name another machine in TEST_SSHLOGIN")
     result = run_lines(["show 1", "exit 3", "show 2"], ENGINE="parallel", SSHLOGINS=login, JOBS="2")
     assert "1 of 3 jobs failed" in result.stdout and "the reason 3" in result.stdout
     assert (place / "shown-1").exists() and (place / "shown-2").exists()
@@ -219,17 +219,27 @@ def test_parallel_runs_the_lines_over_ssh(place):
 # The study's scripts
 
 
+def hold(asked, **outcome):
+    """Makes a run's directory with a checkpoint and a record."""
+    path = asked.run_dir / ("weights/last.ckpt" if asked.max_epochs else "dummy.ckpt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    runs.write_record(asked, **outcome)
+
+
 def finish(experiment):
     """Makes all runs of an experiment look finished."""
     for part in grids.parts(experiment):
-        for run_dir in grids.run_dirs(experiment, part):
-            run_dir.mkdir(parents=True)
-            record = {"finished": True} | ({} if part == "dummy" else {"seconds": 60})
-            (run_dir / "run.json").write_text(json.dumps(record))
+        for asked in jobs.asked(experiment, part):
+            seconds = {} if part == "dummy" else {"seconds": 60}
+            hold(asked, finished=True, epochs=1 if seconds else 0, early_stopped=bool(seconds), **seconds)
 
 
-def script(*words):
-    return subprocess.run(["bash", *words], capture_output=True, text=True, timeout=60)
+def script(*words, cwd=None, **environment):
+    """Runs one of the scripts, as `bash train.sh …` does."""
+    return subprocess.run(
+        ["bash", *words], env=os.environ | environment, cwd=cwd, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_a_finished_list_of_270_is_skipped_at_once(place):
@@ -243,26 +253,174 @@ def test_a_finished_list_of_270_is_skipped_at_once(place):
 
 def test_status_counts_and_names_failures_and_the_time_left(place):
     finish("demo")
-    first, second, third, *_ = grids.run_dirs("demo", "drop")
-    (first / "run.json").write_text('{"error": "it broke"}')
-    (second / "run.json").unlink()
-    (third / "run.json").write_text("{}")
-    with open(third / ".lock", "wb") as file:
+    first, second, third, *_ = jobs.asked("demo", "drop")
+    hold(first, error="it broke")
+    (second.run_dir / "run.json").unlink()
+    (second.run_dir / "weights" / "last.ckpt").unlink()
+    hold(third)
+    with open(third.run_dir / ".lock", "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         result = script("train.sh", "demo", "--status")
     assert "logs-demo-drop: 3 done, 1 running, 1 failed, 1 left" in result.stdout
-    assert f"failed: {first}: it broke" in result.stdout
+    assert f"failed: {first.run_dir}: it broke" in result.stdout
     assert "in all: 17 done, 1 running, 1 failed, 1 left; about 3 min left, 1 at a time" in result.stdout
 
 
-def test_status_tells_of_jobs_that_did_not_even_start(place):
+TRAIN = """
+import os, sys
+print(" ".join(sys.argv[1:]))
+with open("trained", "a") as file:
+    print(os.environ["OMP_NUM_THREADS"], *sys.argv[1:], file=file)
+sys.exit(os.path.exists("fail"))
+"""
+EVALUATION = """
+import sys
+print("evaluated")
+with open("evaluated", "a") as file:
+    print(*sys.argv[1:], file=file)
+sys.exit("--fail" in sys.argv)
+"""
+
+
+@pytest.fixture
+def stand_ins(place):
+    """Programs in the place of train.py and eval.py that only say what they were given; the run that there is."""
+    (place / "train.py").write_text(TRAIN)
+    (place / "eval.py").write_text(EVALUATION)
+    (place / "logs-demo-drop" / "a run" / "weights").mkdir(parents=True)
+    (place / "logs-demo-dummy" / "untrained").mkdir(parents=True)
+    (place / "logs-demo-dummy" / "untrained" / "dummy.ckpt").touch()
+    return place
+
+
+def test_a_failure_is_told_until_the_lines_have_run_again(stand_ins):
     """Such as when Python lacks a package: there is no run then to hold the error."""
-    (place / "train.py").write_text("import a_package_that_is_missing")
+    (stand_ins / "fail").touch()
     result = script("train.sh", "demo", "drop")
-    assert result.returncode != 0 and "3 of 3 jobs failed" in result.stdout
+    assert result.returncode == 1 and "3 of 3 jobs failed" in result.stdout
+    result = script("train.sh", "demo", "--status")
+    assert "3 jobs failed, such as logs-demo-drop/jobs/" in result.stdout and "--drop 0.2" in result.stdout
+    (stand_ins / "fail").unlink()
+    assert script("train.sh", "demo").returncode == 0  # other lines, of which the failed ones are a part
     result = script("train.sh", "demo", "drop", "--status")
-    assert "3 jobs failed, such as logs-demo-drop/jobs/" in result.stdout
-    assert "a_package_that_is_missing" in result.stdout
+    assert result.returncode == 0 and "jobs failed" not in result.stdout
+
+
+def test_options_reach_the_trainings_each_on_one_thread(stand_ins):
+    result = script("train.sh", "demo", "drop", "--max-epochs", "2", "--batch-size=7", OMP_NUM_THREADS="3")
+    assert result.returncode == 0
+    lines = (stand_ins / "trained").read_text().splitlines()
+    assert len(lines) == 3 and all(line.startswith("1 --dataset mnist5k ") for line in lines)
+    assert all(line.endswith(" --max-epochs 2 --batch-size=7") for line in lines)
+    assert not (stand_ins / "evaluated").exists()
+
+
+def test_then_eval_evaluates_what_was_trained_on_its_data(stand_ins):
+    words = ["demo", "--then-eval", "drop", "dummy", "--device", "cpu", "--max-epochs", "2", "--data-dir", "my data"]
+    result = script("train.sh", *words)
+    assert result.returncode == 0, result.stderr
+    (line,) = (stand_ins / "evaluated").read_text().splitlines()
+    assert line == ("--run-dir logs-demo-drop/a run logs-demo-dummy/untrained --data-dir my data --device cpu")
+    assert len((stand_ins / "trained").read_text().splitlines()) == 4
+
+
+def test_then_eval_evaluates_though_a_training_failed_and_tells_it(stand_ins):
+    (stand_ins / "fail").touch()
+    result = script("train.sh", "demo", "drop", "--then-eval")
+    assert result.returncode == 1 and (stand_ins / "evaluated").exists()
+
+
+def test_a_failed_evaluation_fails_the_script(stand_ins):
+    assert script("eval.sh", "logs-demo-drop").returncode == 0
+    result = script("eval.sh", "logs-demo-drop", "--fail")
+    assert result.returncode == 1 and "1 of 1 jobs failed" in result.stdout
+
+
+def test_options_reach_the_evaluations_and_runs_with_only_a_dummy_are_evaluated(stand_ins):
+    result = script("eval.sh", "logs-demo-drop", "logs-demo-dummy", "--null-draws", "0", "--metrics", "a b", BATCH="1")
+    assert result.returncode == 0
+    lines = (stand_ins / "evaluated").read_text().splitlines()
+    expected = ["--run-dir logs-demo-drop/a run", "--run-dir logs-demo-dummy/untrained"]
+    assert sorted(lines) == [f"{line} --null-draws 0 --metrics a b" for line in expected]
+
+
+def test_paths_are_those_of_the_caller_and_the_scripts_may_be_links(stand_ins, tmp_path_factory):
+    """From another folder, through links there: results stay in the project, the caller's paths are the caller's."""
+    elsewhere = tmp_path_factory.mktemp("else where")
+    for name in ("train.sh", "eval.sh"):
+        (elsewhere / name).symlink_to(stand_ins / name)
+    (elsewhere / "mine" / "run" / "weights").mkdir(parents=True)
+    assert script("train.sh", "demo", "drop", "--data-dir", "data", cwd=elsewhere).returncode == 0
+    lines = (stand_ins / "trained").read_text().splitlines()
+    assert all(line.endswith(f"--save-dir logs-demo-drop --data-dir {elsewhere}/data") for line in lines)
+    result = script("eval.sh", "mine", "--data-dir=data", cwd=elsewhere)
+    assert result.returncode == 0, result.stderr
+    expected = f"--run-dir {elsewhere}/mine/run --data-dir={elsewhere}/data\n"
+    assert (stand_ins / "evaluated").read_text() == expected
+    result = script("eval.sh", "nothing", cwd=elsewhere)
+    assert result.returncode == 1 and result.stderr.startswith(f"{elsewhere}/nothing: no runs in it")
+
+
+def test_python_may_have_a_path_with_spaces_and_odd_letters(stand_ins, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("a & b's | c")
+    (folder / "python").symlink_to(sys.executable)
+    result = script("train.sh", "demo", "drop", PYTHON=str(folder / "python"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    result = script(str(stand_ins / "train.sh"), "demo", "drop", PYTHON="./python", cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len((stand_ins / "trained").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*(("JOBS", value) for value in ("0", "-3", "abc", "1.5", "1 2", "00", "+1")), ("BATCH", "0"), ("RETRIES", "-1")],
+)
+def test_settings_that_are_no_numbers_are_refused(stand_ins, name, value):
+    for words in (["train.sh", "demo"], ["train.sh", "demo", "--list"], ["eval.sh", "logs-demo-drop"]):
+        result = script(*words, **{name: value})
+        assert result.returncode == 2 and result.stderr == f"{name}={value}: expected a whole number from 1\n"
+    assert not (stand_ins / "trained").exists() and not (stand_ins / "evaluated").exists()
+
+
+def test_settings_that_are_numbers_or_empty_are_taken(stand_ins):
+    assert script("train.sh", "demo", "--list", JOBS="12", BATCH="", RETRIES="1").returncode == 0
+    assert "6 jobs to do" in script("train.sh", "demo", "drop", JOBS="1", BATCH="1").stdout
+    assert "3 jobs to do" in script("train.sh", "demo", "drop", JOBS="1", BATCH="08").stdout
+
+
+@pytest.mark.parametrize("words", ["-h", "demo --help", "--help demo drop --device cpu", "demo --drop 1 -h"])
+def test_help_is_printed_and_nothing_run(stand_ins, words):
+    for name in ("train.sh", "eval.sh"):
+        result = script(name, *words.split())
+        assert result.returncode == 0 and f"./{name} " in result.stdout and not result.stderr
+    assert not (stand_ins / "trained").exists() and not (stand_ins / "evaluated").exists()
+
+
+def test_without_a_name_the_help_is_printed_and_the_status_tells_it(place):
+    for words in (
+        ["train.sh"],
+        ["train.sh", "--status"],
+        ["eval.sh"],
+        ["eval.sh", "--list"],
+        ["eval.sh", "--seed", "1"],
+    ):
+        result = script(*words)
+        assert result.returncode == 2 and f"./{words[0]} " in result.stdout
+
+
+@pytest.mark.parametrize(
+    "words", ["--list demo drop --device cpu", "demo --list drop --device cpu", "demo drop --device cpu --list"]
+)
+def test_list_works_wherever_it_stands(stand_ins, words):
+    result = script("train.sh", *words.split())
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    assert len(lines) == 6 and all(line.endswith("--save-dir logs-demo-drop --device cpu") for line in lines)
+    assert not (stand_ins / "trained").exists()
+    result = script("train.sh", *words.replace("--list", "--status").split())
+    assert result.returncode == 0 and result.stdout.startswith("logs-demo-drop: 0 done")
+    result = script("eval.sh", *words.replace("demo", "logs-demo-dummy").replace("drop", "logs-demo-drop").split())
+    assert result.stdout.count("eval.py") == 1 and result.stdout.endswith("--device cpu\n")
 
 
 def test_options_reach_train_py_but_untrained_networks_stay_untrained(place):
@@ -272,6 +430,27 @@ def test_options_reach_train_py_but_untrained_networks_stay_untrained(place):
     assert untrained.endswith("--device cpu --max-epochs 2 --max-epochs 0")
 
 
+@pytest.mark.parametrize("option", ["--drop 0.3", "--l2=1", "--run 3", "--save-dir x", "--dataset mnist"])
+def test_options_that_the_grid_owns_are_refused(stand_ins, option):
+    for flag in ([], ["--list"], ["--status"]):
+        result = script("train.sh", "demo", *flag, *option.split())
+        name = option.replace("=", " ").split()[0]
+        assert result.returncode == 1 and result.stderr.startswith(f"{name} is set by the grid") and not result.stdout
+    assert not (stand_ins / "trained").exists()
+
+
+def test_a_grid_that_holds_other_runs_is_refused_whole(stand_ins):
+    for asked in jobs.asked("demo", "drop", ["--batch-size", "50"])[:2]:
+        hold(asked, finished=True, epochs=9, early_stopped=True)
+    result = script("train.sh", "demo", "drop")
+    assert result.returncode == 1 and "batch_size 50, not 200" in result.stderr and result.stderr.count("\n") == 1
+    assert not (stand_ins / "trained").exists()
+    assert "0 done, 0 running, 2 failed, 4 left" in script("train.sh", "demo", "drop", "--status").stdout
+    result = script("train.sh", "demo", "drop", "--batch-size", "50", "--status")
+    assert "2 done, 0 running, 0 failed, 4 left" in result.stdout
+
+
 def test_a_wrong_name_is_told_in_one_line(place):
     result = script("train.sh", "nonsense")
     assert result.returncode != 0 and result.stderr.startswith("unknown experiment 'nonsense'") and not result.stdout
+    assert result.stderr.count("\n") == 1

@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,28 @@ import torch
 from made_up_data import save_image
 
 torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+MADE = ("data", "figures")  # at the top of the project, as are logs-*: what users' commands make, perhaps meanwhile
+
+
+def files_in(project):
+    """What lies in a project: everything at its top, and all files in its folders but for hidden and made ones."""
+    found = set(os.listdir(project))
+    for folder, inner, files in os.walk(project):
+        if Path(folder) == Path(project):
+            inner[:] = [name for name in inner if name not in MADE and not name.startswith("logs")]
+        inner[:] = [name for name in inner if name != "__pycache__" and not name.startswith(".")]
+        found |= {os.path.relpath(os.path.join(folder, name), project) for name in files}
+    return {name for name in found if name != "__pycache__" and not name.endswith((".pyc", ".nbi", ".nbc"))}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _checkout_is_left_as_it_was():
+    before = files_in(ROOT)
+    yield
+    new = sorted(files_in(ROOT) - before - {".pytest_cache"})
+    assert not new, f"tests must write under tmp_path only, but made {', '.join(new)}"
 
 
 @pytest.fixture(autouse=True)

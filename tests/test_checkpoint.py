@@ -6,9 +6,11 @@ import json
 import os
 import pathlib
 import random
-import subprocess
+import resource
+import tempfile
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,35 +193,45 @@ def test_a_failure_at_any_step_leaves_the_old_file_and_nothing_else(path, monkey
     assert same(checkpoints.read(path), CONTENT) and not leftovers(path.parent)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, of 256 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+@contextlib.contextmanager
+def full_disk():
+    """No file may grow beyond 100 kB: what a full disk does, on any disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(small_disk):
-    path = small_disk / "a.ckpt"
-    checkpoints.write(path, CONTENT)
-    with pytest.raises(FileError, match="No space left on device; the old file, if any, is intact"):
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(path):
+    with full_disk(), pytest.raises(FileError, match="File too large; the old file, if any, is intact"):
         checkpoints.write(path, CONTENT | {"large": torch.zeros(100_000)})
-    assert same(checkpoints.read(path), CONTENT) and not leftovers(small_disk)
-    checkpoints.write(path, {"small": 1})
+    assert same(checkpoints.read(path), CONTENT) and not leftovers(path.parent)
+    with full_disk():
+        checkpoints.write(path, {"small": 1})
     assert checkpoints.read(path) == {"small": 1}
 
 
-def test_a_read_only_disk_gives_one_line(small_disk):
-    path = small_disk / "a.ckpt"
-    checkpoints.write(path, CONTENT)
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(FileError, match="Read-only file system; the old file, if any, is intact"):
+@pytest.fixture
+def read_only():
+    """A folder with a checkpoint that this process may read but not change, not even as root."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as name:
+        checkpoints.write(Path(name) / "a.ckpt", CONTENT)
+        os.chmod(name, 0o555)
+        if user == 0:
+            os.seteuid(65534)  # nobody
+        yield Path(name)
+        os.seteuid(user)
+        os.chmod(name, 0o755)
+
+
+def test_a_read_only_folder_gives_one_line(read_only):
+    path = read_only / "a.ckpt"
+    with pytest.raises(FileError, match="Permission denied; the old file, if any, is intact"):
         checkpoints.write(path, {})
-    with pytest.raises(FileError, match="Read-only file system"), files.locked(small_disk):
+    with pytest.raises(FileError, match="Permission denied"), files.locked(read_only):
         pass
     assert same(checkpoints.read(path), CONTENT)
 

@@ -32,6 +32,7 @@ demo: install
 
 # The empty addresses keep the page from loading scripts from the web: it opens from disk, complete.
 report: install
+	@$(PYTHON) -m report.experiments $(EXPERIMENT)
 	@mkdir -p figures
 	$(PYTHON) -m jupyter nbconvert --execute --to html --output-dir figures --output $(EXPERIMENT) \
 	    --HTMLExporter.require_js_url= --HTMLExporter.mathjax_url= \
@@ -44,6 +45,7 @@ figures: install
 	    $(PYTHON) -m report.summary $$experiment --tables >figures/$$experiment.md; \
 	    $(PYTHON) -m report.sensitivity $$experiment >>figures/$$experiment.md; \
 	done
+	cp figures/mnist-base/q.png results/q.png
 
 test: install
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -rs

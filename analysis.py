@@ -10,7 +10,7 @@ experiments.
 import argparse
 import itertools
 import math
-import os
+import numbers
 import re
 import sys
 from pathlib import Path
@@ -28,20 +28,19 @@ from study.files import FileError
 ACCURACIES = ("train_acc", "val_acc", "test_acc")
 MODULE_FIELDS = (
     *("score", "num_clusters", "mc_score", "null_mean", "null_std", "z", "p", "rotation_z"),
-    *("sizes", "dead", "version"),
+    *("sizes", "dead", "score_without_silent", "silent", "version"),
 )
 ALIGN_MEASURES = ("score", "rmi", "rmi_norm", "vi", "vi_norm", "element_sim", "adj_spearman_r")
 ALIGN_FIELDS = (
-    *ALIGN_MEASURES,
-    "p",
-    "null_mean",
-    "null_std",
-    "transfer_AaPb",
-    "transfer_AbPa",
-    "transfer_AaPb_norm",
-    "transfer_AbPa_norm",
-    "version",
+    *(*ALIGN_MEASURES, "element_sim_expected", "p", "null_mean", "null_std"),
+    *("transfer_AaPb", "transfer_AbPa", "transfer_AaPb_norm", "transfer_AbPa_norm", "version"),
 )
+OPTIONAL_FIELDS = (
+    "rotation_z",
+    "score_without_silent",
+    "silent",
+    "element_sim_expected",
+)  # not every evaluation has them
 SWAPPED = {
     "transfer_AaPb": "transfer_AbPa",
     "transfer_AbPa": "transfer_AaPb",
@@ -74,9 +73,10 @@ def load_data_as_table(model_specs, metrics, log_dir=Path("logs/")) -> pd.DataFr
             `checkpoint`: "last" (default), "best", or a file name in the run's directory or its weights/. Further
             hyperparameters (seed, model_args…) must agree with those that the checkpoint records.
         metrics: names of three forms: a top-level key (test_acc), modules.<method>.<layer>.<field>, or
-            align.<a>:<b>.<layer>.<field>. Layers count from 0. Fields are those of the checkpoint; `dead` (number
-            of dead units) and `sizes` (of clusters, largest first); and for any array field x, x_mean and x_std. A pair
-            may be named in either order; transfer fields follow the order given.
+            align.<a>:<b>.<layer>.<field>. Layers count from 0; `*` means all that a checkpoint has. Fields are those of
+            the checkpoint; `dead` (number of units without weight in this matrix, which are in no cluster) and `sizes`
+            (of clusters, largest first); and for any array field x, x_mean and x_std. A pair may be named in either
+            order; transfer fields follow the order given.
         log_dir: the directory that holds the runs' directories.
 
     Returns:
@@ -87,9 +87,10 @@ def load_data_as_table(model_specs, metrics, log_dir=Path("logs/")) -> pd.DataFr
     Missing and unreadable checkpoints are reported on stderr, in one message at the end. Tensors are mapped into
     memory and only those asked for are read: their checksums are not verified here (those of all other values are).
 
-    Raises: UserError for a metric of another form, or a spec without a data set.
+    Raises: UserError for a metric of another form, or a spec without a data set or with an unknown field.
     """
-    return table_of([(spec, checkpoint_path(spec, Path(log_dir))) for spec in model_specs], metrics)
+    specs = [_plain(spec) for spec in model_specs]
+    return table_of([(spec, checkpoint_path(spec, Path(log_dir))) for spec in specs], metrics)
 
 
 def load_checkpoints(paths, metrics) -> pd.DataFrame:
@@ -97,8 +98,8 @@ def load_checkpoints(paths, metrics) -> pd.DataFrame:
     table = table_of([({"checkpoint": str(path)}, Path(path)) for path in paths], ["hyper_parameters", *metrics])
     recorded = [h if isinstance(h, dict) else {} for h in table.pop("hyper_parameters")]
     for i, name in enumerate(grids.NAMED):
-        table.insert(i, name, [_value(h.get(name)) for h in recorded])
-    return _tidy(table)
+        table.insert(i, name, [_value(_recorded(h, name)) for h in recorded])
+    return tidy(table)
 
 
 def module_metrics(fields=("score",), methods=METHODS, layers=(0, 1)) -> list[str]:
@@ -109,6 +110,20 @@ def module_metrics(fields=("score",), methods=METHODS, layers=(0, 1)) -> list[st
 def align_metrics(fields=("element_sim",), pairs=PAIRS, layers=(0, 1)) -> list[str]:
     """Names of metrics of alignments, for `load_data_as_table`."""
     return [f"align.{pair}.{layer}.{field}" for pair in pairs for layer in layers for field in fields]
+
+
+def _plain(spec):
+    """A spec with its numbers as Python's own, so that run=np.int64(1) or 1.0 names the same run as run=1."""
+    known = (*grids.HYPERPARAMETERS, "checkpoint")
+    if unknown := [name for name in spec if name not in known]:
+        raise UserError(f"the model spec {spec} has the unknown field {unknown[0]!r}; fields are {', '.join(known)}")
+    spec = dict(spec)
+    for name in {*grids.REGULARIZERS, "run"} & set(spec):
+        value = spec[name]
+        if not isinstance(value, numbers.Real) or (name == "run" and value != int(value)):
+            raise UserError(f"the model spec {spec} has {name} {value!r}, which is no number of that kind")
+        spec[name] = int(value) if name == "run" else float(value)
+    return spec
 
 
 def checkpoint_path(spec, log_dir):
@@ -122,38 +137,52 @@ def checkpoint_path(spec, log_dir):
     return run_dir / name if (run_dir / name).exists() else run_dir / "weights" / name
 
 
-def table_of(entries, metrics, problems=None):
-    """The table of (fields, path) pairs; problems are collected in a list, or reported if none is given."""
+def table_of(entries, metrics, problems=None, optional=()):
+    """The table of (fields, path) pairs; problems are collected in a list, or reported if none is given.
+
+    Where every layer is asked for, a network that has none still has a row, without a method.
+
+    Args: optional: fields whose absence is no problem.
+    """
     basic, rows_wanted = _parsed(metrics)
     collected, lacking, rows = [], {}, []
     for fields, path in tqdm(entries, desc="reading checkpoints", disable=None, leave=False):
         stored = {}
         try:
-            stored = _agreeing(checkpoints.read(path, mmap=True), fields)
+            stored = _checked(checkpoints.read(path, mmap=True), fields)
         except FileError as error:
             collected.append(str(error))
         except ValueError as error:
             collected.append(f"{path}: {error}")
         model = fields | {name: _value(stored.get(name)) for name in basic}
-        rows += _rows(stored, model, rows_wanted, lacking)
-        for name in basic if stored else ():
-            lacking[name] = lacking.get(name, 0) + (name not in stored)
-    collected += [f"{name}: not in {n} of {len(entries)} checkpoints" for name, n in lacking.items() if n]
+        absent = [(name, name) for name in basic if name not in stored]
+        rows += _rows(stored, model, rows_wanted, absent)
+        for kind, name in absent if stored else ():
+            if name.rpartition(".")[2] not in optional:
+                lacking.setdefault(kind, {}).setdefault(name, []).append(path)
+    collected += [_in_words(kind, names, len(entries)) for kind, names in lacking.items()]
     if problems is None:
         report(collected)
     else:
         problems += collected
-    return _tidy(pd.DataFrame(rows))
+    return tidy(pd.DataFrame(rows))
+
+
+def _in_words(kind, names, of):
+    """One line about the checkpoints that lack entries of one kind, such as modules.*.*.z."""
+    several = f" ({len(names)} entries)" if len(names) > 1 else ""
+    lacking = set().union(*names.values())
+    return f"{kind if several else next(iter(names))}{several}: not in {len(lacking)} of {of} checkpoints"
 
 
 def _parsed(metrics):
     """Names of basic metrics, and {("modules", (method,), layer) or ("align", (a, b), layer): [fields]}."""
     basic, rows = [], {}
     for metric in metrics:
-        match = re.fullmatch(r"(modules|align)\.([^.]+)\.(\d+)\.(\w+)", metric)
+        match = re.fullmatch(r"(modules|align)\.([^.]+)\.(\d+|\*)\.(\w+)", metric)
         methods = tuple(match[2].split(":")) if match else ()
         if match and len(methods) == {"modules": 1, "align": 2}[match[1]]:
-            rows.setdefault((match[1], methods, int(match[3])), []).append(match[4])
+            rows.setdefault((match[1], methods, match[3]), []).append(match[4])
         elif re.fullmatch(r"\w+", metric):
             basic.append(metric)
         else:
@@ -164,36 +193,51 @@ def _parsed(metrics):
     return basic, rows
 
 
-def _agreeing(stored, fields):
-    """The checkpoint itself, if the hyperparameters that it records are the spec's; else ValueError."""
-    recorded = stored.get("hyper_parameters", {})
-    for name in grids.HYPERPARAMETERS:
-        if name in fields and name in recorded and not _same(fields[name], recorded[name]):
-            raise ValueError(f"holds {name} {recorded[name]}, not {fields[name]}")
+def _checked(stored, fields):
+    """The checkpoint itself, if it has the form and records the hyperparameters that are expected; else ValueError."""
+    for kind in ("modules", "align"):
+        layers = [] if stored.get(kind) is None else list(getattr(stored[kind], "values", lambda: [None])())
+        if not all(isinstance(each, list) and all(isinstance(layer, dict) for layer in each) for each in layers):
+            raise ValueError(f"its {kind} are not those of an evaluated checkpoint; evaluate it again")
+    recorded = stored.get("hyper_parameters")
+    for name in grids.HYPERPARAMETERS if isinstance(recorded, dict) and recorded else ():
+        value = _recorded(recorded, name)
+        if name in fields and value is not None and not _same(fields[name], value):
+            raise ValueError(f"holds {name} {value}, not {fields[name]}")
     return stored
 
 
+def _recorded(hyperparameters, name):
+    """A recorded hyperparameter; the default of a regularizer that did not exist yet; else None."""
+    default = grids.REGULARIZERS[name].default if hyperparameters and name in grids.REGULARIZERS else None
+    return hyperparameters.get(name, default)
+
+
 def _same(a, b):
-    numbers = isinstance(a, (int, float)) and isinstance(b, (int, float))
-    return math.isclose(a, b, rel_tol=1e-5) if numbers else a == b
+    both = isinstance(a, numbers.Real) and isinstance(b, numbers.Real)
+    return math.isclose(a, b, rel_tol=1e-5) if both else a == b
 
 
-def _rows(stored, model, rows_wanted, lacking):
-    """The rows of one network; counts in `lacking` what its checkpoint does not hold."""
+def _rows(stored, model, rows_wanted, absent):
+    """The rows of one network; `absent` gets (kind, name) of what its checkpoint does not hold."""
     rows = []
-    for (kind, methods, layer), fields in rows_wanted.items():
-        layers = stored.get(kind, {}).get(":".join(sorted(methods)), [])
-        entry = layers[layer] if layer < len(layers) else {}
-        swap = SWAPPED if list(methods) != sorted(methods) else {}
-        values = {field: _field(entry, swap.get(field, field)) for field in fields}
-        for field, value in values.items():
-            if stored and value is None:
-                name = f"{kind}.{':'.join(methods)}.{layer}.{field}"
-                lacking[name] = lacking.get(name, 0) + 1
+    for (kind, methods, wanted), fields in rows_wanted.items():
+        layers = (stored.get(kind) or {}).get(":".join(sorted(methods)), [])
         names = ("assoc",) if kind == "modules" else ("assoc_a", "assoc_b")
-        values = {field: math.nan if value is None else value for field, value in values.items()}
-        rows.append(model | dict(zip(names, methods, strict=True)) | {"layer": layer} | values)
-    return rows if rows_wanted else [model]
+        swap = SWAPPED if list(methods) != sorted(methods) else {}
+        if wanted == "*" and not layers:
+            absent.append((f"{kind}.*", f"{kind}.{':'.join(methods)}"))
+        for layer in range(len(layers)) if wanted == "*" else [int(wanted)]:
+            entry = layers[layer] if layer < len(layers) else {}
+            values = {field: _field(entry, swap.get(field, field)) for field in fields}
+            absent += [
+                (f"{kind}.*.*.{field}", f"{kind}.{':'.join(methods)}.{layer}.{field}")
+                for field, value in values.items()
+                if value is None
+            ]
+            values = {field: math.nan if value is None else value for field, value in values.items()}
+            rows.append(model | dict(zip(names, methods, strict=True)) | {"layer": layer} | values)
+    return rows or [model]
 
 
 def _field(entry, field):
@@ -227,7 +271,7 @@ def report(problems):
         print("\n  ".join(["analysis: NaN in the table, for want of:", *problems[:REPORTED], *rest]), file=sys.stderr)
 
 
-def _tidy(table):
+def tidy(table):
     """Method names as ordered categoricals, layers and runs as integers."""
     for name in ("assoc", "assoc_a", "assoc_b"):
         if name in table:
@@ -239,40 +283,23 @@ def _tidy(table):
     return table
 
 
-# ---- tables on disk -------------------------------------------------------------------------------------------------
+# ---- one checkpoint at a glance -------------------------------------------------------------------------------------
 
 
-def save_table(table: pd.DataFrame, path) -> None:
-    """Writes a table to a Parquet file, whole or not at all; matrices are stored in half precision, relative to their
-    largest entry (for figures), clusters as they are."""
-    table = table.copy()
-    for name in ("adj", "clusters"):
-        if name in table:
-            table[name] = [_flat(matrix, name == "adj") for matrix in table[name]]
-    scratch = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.tmp")
-    table.to_parquet(scratch, index=False, compression="zstd")
-    scratch.replace(path)
+def evaluated_methods(path) -> dict[str, int]:
+    """The methods, combined ones included, whose modules a checkpoint holds, and of how many layers.
 
-
-def _flat(matrix, relative):
-    """A matrix's entries in row-major order: float16 relative to the largest, or small integers."""
-    return (matrix / (matrix.max() or 1)).astype(np.float16).ravel() if relative else matrix.astype(np.int8).ravel()
-
-
-def load_table(path) -> pd.DataFrame:
-    """Reads a table that `save_table` wrote.
-
-    Raises: UserError if it is missing or cannot be read.
+    Raises: UserError if the file cannot be read or has no modules.
     """
     try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no such table, or a damaged one ({str(error).splitlines()[0]})") from None
-    if "adj" in table:
-        sides = [math.isqrt(len(flat)) for flat in table["adj"]]
-        for name in ("adj", "clusters"):
-            table[name] = [flat.reshape(n, -1).astype(np.float32) for flat, n in zip(table[name], sides, strict=True)]
-    return table
+        modules = _checked(checkpoints.read(path, mmap=True), {}).get("modules") or {}
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not any(modules.values()):
+        raise UserError(f"{path}: not evaluated; run python eval.py --ckpt-file {path}")
+    return {
+        method: len(modules[method]) for method in (*METHODS, *sorted(set(modules) - set(METHODS))) if method in modules
+    }
 
 
 def checkpoint_layers(path) -> int:
@@ -280,55 +307,63 @@ def checkpoint_layers(path) -> int:
 
     Raises: UserError if the file cannot be read or has no modules.
     """
-    layers = max((len(modules) for modules in checkpoints.read(path, mmap=True).get("modules", {}).values()), default=0)
-    if not layers:
-        raise UserError(f"{path}: not evaluated; run python eval.py --ckpt-file {path}")
-    return layers
-
-
-# ---- one checkpoint at a glance --------------------------------------------------------------------------------------
+    return max(evaluated_methods(path).values())
 
 
 def checkpoint_summary(path) -> pd.DataFrame:
-    """What one checkpoint says about its modules: a row per method and layer.
+    """What one checkpoint says about its modules: a row per method and layer; `all` layers of combined matrices.
 
     Returns: columns method, layer, Q, z and p (against shuffled matrices), clusters (effective number), and agreement:
-        mean element-centric similarity to the clusterings of the other upstream, and of the other downstream methods.
+        mean element-centric similarity to the clusterings of the other upstream, and of the other downstream methods,
+        a method's own _norm form apart.
     Raises: UserError if the file cannot be read or has no modules.
     """
-    layers = range(checkpoint_layers(path))
     entry = [({}, Path(path))]
-    modules = table_of(entry, module_metrics(("score", "z", "p", "num_clusters"), layers=layers), [])
-    align = table_of(entry, align_metrics(layers=layers), [])
+    fields = ("score", "z", "p", "num_clusters")
+    modules = table_of(entry, module_metrics(fields, evaluated_methods(path), layers="*"), [])
+    align = table_of(entry, align_metrics(layers="*"), [])
     for name, family in (("with upstream", UPSTREAM), ("with downstream", DOWNSTREAM)):
         modules[name] = [
             _agreement(align, assoc, layer, family)
             for assoc, layer in zip(modules["assoc"], modules["layer"], strict=True)
         ]
+    modules["layer"] = (
+        modules["layer"].astype(object).mask(modules["assoc"].astype(str).str.endswith("_combined"), "all")
+    )
     return modules.rename(columns={"assoc": "method", "score": "Q", "num_clusters": "clusters"})
 
 
 def _agreement(align, assoc, layer, family):
-    """Mean element_sim between one method and the others of a family, in one layer."""
+    """Mean element_sim between one method and the others of a family, but for its own other form, in one layer."""
+    own = assoc.removesuffix("_norm")
+    others = [method for method in family if method.removesuffix("_norm") != own]
+    if "assoc_a" not in align:
+        return math.nan
     a, b = align["assoc_a"], align["assoc_b"]
-    others = (a == assoc) & (b != assoc) & b.isin(family) | (b == assoc) & (a != assoc) & a.isin(family)
-    return align.loc[others & (align["layer"] == layer), "element_sim"].mean()
+    rows = (a == assoc) & b.isin(others) | (b == assoc) & a.isin(others)
+    return align.loc[rows & (align["layer"] == layer), "element_sim"].mean()
+
+
+def figure_name(path, layer) -> str:
+    """The name of the figure of one layer of one checkpoint: that of its run, its file and the layer."""
+    folder = Path(path).absolute().parent
+    run = folder.parent.name if folder.name == "weights" else folder.name
+    return f"matrices-{run}-{Path(path).stem}-layer-{layer}"
 
 
 def main(args):
     """Prints the summary of each checkpoint, and draws its matrices if asked to."""
     for path in args.checkpoint:
+        layers = checkpoint_layers(path)
+        if not 0 <= args.layer < layers:
+            raise UserError(f"{path}: there is no layer {args.layer}; its layers are 0 to {layers - 1}")
         print(path, checkpoint_summary(path).to_string(index=False, float_format="{:.3f}".format, na_rep="-"), sep="\n")
         if args.plot:
             from report import matrix_figures, style  # matplotlib, only where something is drawn
 
             examples = load_checkpoints([path], module_metrics(("score", "adj", "clusters"), layers=(args.layer,)))
-            print(
-                *style.save(
-                    matrix_figures.sorted_matrices(examples), f"matrices-{path.parent.parent.name}-{path.stem}"
-                ),
-                sep="\n",
-            )
+            drawn = matrix_figures.sorted_matrices(examples)
+            print(*style.save(drawn, figure_name(path, args.layer)), sep="\n")
 
 
 if __name__ == "__main__":

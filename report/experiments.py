@@ -1,7 +1,11 @@
-"""All results of one of the study's experiments, from its checkpoints or from saved tables."""
+"""All results of one of the study's experiments, from its checkpoints or from saved tables.
 
+python -m report.experiments EXPERIMENT   says in one line what there is
+"""
+
+import argparse
 import hashlib
-import os
+import inspect
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,22 +13,25 @@ import numpy as np
 import pandas as pd
 
 import analysis
-from analysis import ALIGN_FIELDS, MODULE_FIELDS
-from associations import METHODS
+from analysis import ALIGN_FIELDS, MODULE_FIELDS, OPTIONAL_FIELDS
+from comparison import expected_similarity_of_sizes
+from report import tables
 from study import grids, runs
 from study.checkpoints import BASIC_METRICS
-from study.cli import UserError
+from study.cli import UserError, one_line_errors
 from study.files import FileError
 
 RECORDED = ("epochs", "seconds", "torch", "commit", "processor", "capability")  # of each training, in its run.json
+GRID_POINT = ("part", *grids.REGULARIZERS)  # what repetitions share
+NETWORK = (*GRID_POINT, "run")  # what tells two networks of an experiment apart
 SAVED_UNITS = 128  # matrices of more units are too large to be saved with the tables
 
 
 class Results(NamedTuple):
-    """All that is known about an experiment, as tidy analysis.
+    """All that is known about an experiment, as tidy tables.
 
     Attributes:
-        models: a row per network: part (l2, l1, drop, or dummy for untrained ones), hyperparameters, BASIC_METRICS,
+        models: a row per network: part (a regularizer, or dummy for untrained ones), hyperparameters, BASIC_METRICS,
             RECORDED, and pass_mark, the test accuracy below which a network has not learnt the task.
         modules: a row per (network, assoc, layer): also MODULE_FIELDS.
         align: a row per (network, assoc_a, assoc_b, layer): hyperparameters and ALIGN_FIELDS.
@@ -45,7 +52,7 @@ def load_experiment(name: str, logs=Path("."), parts=None) -> Results:
     Args:
         name: one of grids.EXPERIMENTS.
         logs: the directory that holds the experiment's save directories.
-        parts: some of l2, l1, drop, dummy; by default all whose save directory exists.
+        parts: some of grids.PARTS; by default all whose save directory exists.
 
     Raises: UserError if there is no such experiment, none of its save directories, or no trained and evaluated network.
     """
@@ -56,12 +63,11 @@ def load_experiment(name: str, logs=Path("."), parts=None) -> Results:
     found = [_part_table(name, part, Path(logs), problems) for part in parts]
     analysis.report(problems)
     together = pd.concat(found, ignore_index=True)
-    if together.loc[together["part"] != "dummy", "score"].isna().all():
+    if "score" not in together or together.loc[together["part"] != "dummy", "score"].isna().all():
         raise UserError(f"no trained and evaluated network of {name}: run ./eval.sh {grids.save_dir(name, '*')}")
-    together["part"] = pd.Categorical(together["part"], categories=grids.PARTS)
     models, modules, align = _split(together)
     models["pass_mark"] = grids.EXPERIMENTS[name].pass_mark
-    return Results(models, modules, align, _examples(name, Path(logs), parts))
+    return complete(Results(models, modules, align, _examples(name, Path(logs), parts)))
 
 
 def _known_parts(name):
@@ -70,34 +76,89 @@ def _known_parts(name):
     return grids.parts(name)
 
 
-def num_layers(name: str) -> int:
-    """Number of analysed layers of an experiment's networks."""
-    experiment = grids.EXPERIMENTS[name]
-    return 6 if experiment.dataset == "cifar10" else len(experiment.model_args.get("channels", (64, 64)))
+def complete(results: Results) -> Results:
+    """Tables as they would be written today: defaults of regularizers that did not exist yet, all parts as categories,
+    and the chance level of element-centric similarity wherever the sizes of the clusters are known."""
+    filled = []
+    for table in results:
+        for name, regularizer in grids.REGULARIZERS.items() if len(table) else ():
+            if name not in table:
+                table = table.assign(**{name: regularizer.default})
+        if "part" in table:
+            table = table.assign(part=pd.Categorical(table["part"].astype(object), categories=grids.PARTS))
+        filled.append(analysis.tidy(table))
+    models, modules, align, examples = filled
+    return Results(models, modules, with_chance_level(align, modules), examples)
+
+
+def with_chance_level(align: pd.DataFrame, modules: pd.DataFrame) -> pd.DataFrame:
+    """Alignments with `element_sim_expected` wherever it can be had: stored, or from the sizes of both clusterings."""
+    if "element_sim_expected" not in align:
+        align = align.assign(element_sim_expected=np.nan)
+    lacking = align["element_sim_expected"].isna() & align["element_sim"].notna()
+    if not lacking.any() or "sizes" not in modules:
+        return align
+    names = {"assoc": str, "assoc_a": str, "assoc_b": str, "part": str}
+    known = modules[modules["score"].notna()].astype({"assoc": str, "part": str})
+    keys = known[[*NETWORK, "assoc", "layer"]].itertuples(index=False, name=None)
+    sizes = dict(zip(keys, map(_all_sizes, known["sizes"], known["dead"]), strict=True))
+    rows = align.loc[lacking, [*NETWORK, "assoc_a", "assoc_b", "layer"]].astype(
+        {k: names[k] for k in names if k in align}
+    )
+    levels, found = {}, []
+    for *network, a, b, layer in rows.itertuples(index=False, name=None):
+        pair = sizes.get((*network, a, layer)), sizes.get((*network, b, layer))
+        if pair not in levels:
+            levels[pair] = np.nan if None in pair else expected_similarity_of_sizes(*pair)
+        found.append(levels[pair])
+    expected = align["element_sim_expected"].copy()
+    expected[lacking] = found
+    return align.assign(element_sim_expected=expected)
+
+
+def _all_sizes(sizes, dead):
+    """Sizes of the clusters as a tuple, the units without weight being one more."""
+    return (*map(int, sizes), *([int(dead)] if dead > 0 else []))
 
 
 def _part_table(name, part, logs, problems):
     """Rows of all three kinds for one part of an experiment, from its cache where that is up to date."""
     entries = list(checkpoints(name, part, logs))
-    layers = range(num_layers(name))
     metrics = [
         *BASIC_METRICS,
-        *analysis.module_metrics(MODULE_FIELDS, layers=layers),
-        *analysis.align_metrics(ALIGN_FIELDS, layers=layers),
+        *analysis.module_metrics(MODULE_FIELDS, layers="*"),
+        *analysis.align_metrics(ALIGN_FIELDS, layers="*"),
     ]
-    cache = logs / grids.save_dir(name, part) / f".table-{_fingerprint(entries, metrics)}.parquet"
-    if cache.exists():
-        return analysis.load_table(cache)
-    lacking = []
-    table = analysis.table_of(entries, metrics, lacking)
-    if not lacking and os.access(
-        cache.parent, os.W_OK
-    ):  # an incomplete table would be renewed and reported again anyway
-        for old in cache.parent.glob(".table-*"):
-            old.unlink()
-        analysis.save_table(table, cache)
-    problems += lacking
+    fingerprint = _fingerprint(entries, metrics)
+    cache = logs / grids.save_dir(name, part) / f".table-{fingerprint}.parquet"
+    table = _cached(cache, fingerprint)
+    if table is None:
+        lacking = []
+        table = analysis.table_of(entries, metrics, lacking, OPTIONAL_FIELDS)
+        table.attrs = {"made_from": fingerprint, "problems": lacking}
+        _keep(table, cache)
+    problems += table.attrs["problems"]
+    table.attrs = {}
     return table
+
+
+def _cached(path, fingerprint):
+    """The table in a cache, if it is whole and made from just these checkpoints by just this code; else None."""
+    try:
+        table = tables.load_table(path)
+    except UserError:
+        return None
+    return table if table.attrs.get("made_from") == fingerprint else None
+
+
+def _keep(table, cache):
+    """Writes a cache and removes older ones; where that is impossible the tables are made again next time."""
+    try:
+        tables.save_table(table, cache)
+        for old in set(cache.parent.glob(".table-*")) - {cache}:
+            old.unlink()
+    except (FileError, OSError):
+        return
 
 
 def checkpoints(name, part, logs=Path(".")):
@@ -118,21 +179,28 @@ def _recorded(run_dir):
 
 
 def _fingerprint(entries, metrics):
-    """A name for the present state of some checkpoints and for what is read from them."""
-    stats = [(fields, str(path), path.stat() if path.exists() else None) for fields, path in entries]
-    state = [(fields, path, stat and (stat.st_mtime_ns, stat.st_size)) for fields, path, stat in stats]
-    return hashlib.sha1(repr((state, metrics)).encode()).hexdigest()[:16]
+    """A name for the present state of some checkpoints, what is read from them, and the code that derives it."""
+    state = []
+    for fields, path in entries:
+        stat = path.stat() if path.exists() else None
+        # the inode and its change time tell files apart that were copied with their times
+        state.append((fields, str(path), stat and (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size)))
+    code = inspect.getsource(analysis) + inspect.getsource(tables)
+    return hashlib.sha1(repr((state, metrics, code)).encode()).hexdigest()[:16]
 
 
 def _split(table):
     """The rows about networks, methods and pairs, each with the columns that they have."""
-    hyper = ["part", *(name for name in grids.NAMED if name in table), "checkpoint"]
+    hyper = [*dict.fromkeys((*GRID_POINT, *(name for name in grids.NAMED if name in table))), "checkpoint"]
     basics = [name for name in BASIC_METRICS if name in table]
+    recorded = [name for name in RECORDED if name in table]
+    table = table.reindex(
+        columns=list(dict.fromkeys([*table, "assoc", "assoc_a", "assoc_b", *MODULE_FIELDS, *ALIGN_FIELDS]))
+    )
     modules = table.loc[table["assoc"].notna(), [*hyper, *basics, "assoc", "layer", *MODULE_FIELDS]]
     align = table.loc[table["assoc_a"].notna(), [*hyper, "assoc_a", "assoc_b", "layer", *ALIGN_FIELDS]]
-    first = (table["assoc"] == METHODS[0]) & (table["layer"] == 0)
-    recorded = [name for name in RECORDED if name in table]
-    kinds = table.loc[first, [*hyper, *basics, *recorded]], modules, align
+    models = table[[*hyper, *basics, *recorded]].drop_duplicates(list(NETWORK))
+    kinds = models, modules.astype({"layer": int}), align.astype({"layer": int})
     return [part.reset_index(drop=True) for part in kinds]
 
 
@@ -143,24 +211,8 @@ def _examples(name, logs, parts):
         specs = [entry for entry in checkpoints(name, part, logs) if entry[0]["run"] in (0, grids.FIRST_UNTRAINED_RUN)]
         keep = range(1) if part != "drop" else np.unique(np.linspace(0, len(specs) - 1, 4).round().astype(int))
         chosen += [specs[i] for i in keep if specs and part in parts]
-    table = analysis.table_of(
-        chosen, analysis.module_metrics(("score", "adj", "clusters"), layers=range(num_layers(name))), []
-    )
-    return table[table["score"].notna()].reset_index(drop=True) if len(table) else table
-
-
-def of_checkpoints(paths) -> Results:
-    """The results of any evaluated checkpoints, hyperparameters as recorded in them; all in part l2, as learnt."""
-    paths = [Path(path) for path in paths]
-    layers = range(max(analysis.checkpoint_layers(path) for path in paths))
-    metrics = [
-        *analysis.module_metrics(MODULE_FIELDS, layers=layers),
-        *analysis.align_metrics(ALIGN_FIELDS, layers=layers),
-    ]
-    table = analysis.load_checkpoints(paths, [*BASIC_METRICS, *metrics]).assign(part="l2", checkpoint="best")
-    matrices = analysis.load_checkpoints(paths, analysis.module_metrics(("score", "adj", "clusters"), layers=layers))
-    models, modules, align = _split(table)
-    return Results(models.assign(pass_mark=0.0), modules, align, matrices.assign(part="l2", checkpoint="best"))
+    table = analysis.table_of(chosen, analysis.module_metrics(("score", "adj", "clusters"), layers="*"), [])
+    return table[table["score"].notna()].reset_index(drop=True) if "score" in table else table.iloc[:0]
 
 
 def save_results(results: Results, folder, name: str) -> None:
@@ -174,12 +226,12 @@ def save_results(results: Results, folder, name: str) -> None:
     evaluated = [(models, "test_acc"), (modules, "version"), (align, "version")]
     kept = Results(*(table[table[evidence].notna()] for table, evidence in evaluated), examples[small])
     for kind, table in kept._asdict().items():
-        analysis.save_table(table, Path(folder) / f"{name}-{kind}.parquet")
+        tables.save_table(table, Path(folder) / f"{name}-{kind}.parquet")
 
 
 def load_results(folder, name: str) -> Results:
     """Reads tables that `save_results` wrote."""
-    return Results(*(analysis.load_table(Path(folder) / f"{name}-{kind}.parquet") for kind in Results._fields))
+    return complete(Results(*(tables.load_table(Path(folder) / f"{name}-{kind}.parquet") for kind in Results._fields)))
 
 
 def open_results(name: str, logs=Path("."), folder=Path("results")) -> Results:
@@ -200,3 +252,17 @@ def open_results(name: str, logs=Path("."), folder=Path("results")) -> Results:
 def original_program(folder=Path("results")) -> Results:
     """The tables of a network that the study's original program trained and evaluated: MNIST, L2 = 1e-5, run 0."""
     return load_results(folder, "original-program")
+
+
+def main(args):
+    """Prints how many networks there are."""
+    found = open_results(args.experiment)
+    evaluated = found.models["test_acc"].notna().sum()
+    print(f"{args.experiment}: {len(found.models)} networks, {evaluated} of them evaluated")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help=", ".join(grids.EXPERIMENTS))
+    with one_line_errors("report"):
+        main(parser.parse_args())

@@ -1,81 +1,22 @@
-"""The study's findings as numbers: tables of effects and agreements, with bootstrap intervals over networks.
+"""The study's first finding as numbers: what regularization does to modularity, with intervals over networks.
 
-Everywhere n counts networks (never layers, methods or pairs, which are averaged within each network first), and
-intervals are 95% percentile intervals of the mean, by a seeded bootstrap over networks. A strength of regularisation is
-"too much" when over half of its runs stay below the experiment's pass mark (0.8 test accuracy in all of the study's
-grids); such networks are left out of every statistic.
+Everywhere n counts networks (never layers, methods or pairs, which are averaged within each network first). A strength
+of regularization is "too much" when over half of its runs stay below the experiment's pass mark (0.8 test accuracy in
+all of the study's grids); such networks are left out of every statistic.
 """
-
-import itertools
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 
-from associations import METHODS, UPSTREAM
-from report.experiments import Results
+from associations import METHODS
+from report.experiments import GRID_POINT, NETWORK, Results
+from report.intervals import bootstrap_interval, combination, resamples, spearman
 from study import grids
 
-LEVEL = 0.95
-DRAWS = 2000
-REGULARIZERS = ("drop", "l1", "l2")
-GROUPS = ("within upstream", "within downstream", "across")
-SIGNIFICANT = 0.05
+REGULARIZERS = tuple(reversed(grids.REGULARIZERS))  # as they are shown: dropout, which matters most, first
+ROUNDING = 1e-12
 
-
-# ---- intervals ------------------------------------------------------------------------------------------------------
-
-
-def bootstrap_means(values, draws=DRAWS, seed=0):
-    """Means of `draws` resamples, with replacement, of the values: (draws,)."""
-    values = np.asarray(values, dtype=float)
-    return values[np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))].mean(1)
-
-
-def interval(draws):
-    """(low, high): the central 95% of bootstrap draws; NaN where the statistic is undefined in over 5% of them."""
-    if np.isnan(draws).mean() > 1 - LEVEL:
-        return np.nan, np.nan
-    return tuple(np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-
-
-def mean_and_interval(values) -> pd.Series:
-    """Mean of the values that are not NaN, its bootstrap interval (NaN for fewer than two), and their number.
-
-    Returns: mean, low, high, n.
-    """
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    low, high = interval(bootstrap_means(values)) if len(values) > 1 else (np.nan, np.nan)
-    return pd.Series({"mean": values.mean() if len(values) else np.nan, "low": low, "high": high, "n": len(values)})
-
-
-def means_by(table, by, value) -> pd.DataFrame:
-    """`mean_and_interval` of a column for each combination of others: columns *by, mean, low, high, n."""
-    groups = table.groupby(by, observed=True)[value]
-    rows = [dict(zip(by, key, strict=True)) | dict(mean_and_interval(values)) for key, values in groups]
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"])
-
-
-def spearman(x, y):
-    """Rank correlation of the last axis of two arrays, ties sharing their mean rank; NaN where either is constant."""
-    x, y = (scipy.stats.rankdata(a, axis=-1) for a in (x, y))
-    x, y = (a - a.mean(-1, keepdims=True) for a in (x, y))
-    scale = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
-    return np.divide((x * y).sum(-1), scale, out=np.full_like(scale, np.nan), where=scale > 0)
-
-
-def resamples(groups, draws=DRAWS, seed=0):
-    """Indices of resamples that keep the size of each group: (draws, n); column i draws from the group of i."""
-    groups, random = np.asarray(groups), np.random.default_rng(seed)
-    indices = np.empty((draws, len(groups)), dtype=int)
-    for group in np.unique(groups):
-        members = np.flatnonzero(groups == group)
-        indices[:, members] = members[random.integers(len(members), size=(draws, len(members)))]
-    return indices
-
-
-# ---- regularisation -------------------------------------------------------------------------------------------------
+# ---- regularization -------------------------------------------------------------------------------------------------
 
 
 def untrained(table):
@@ -89,9 +30,9 @@ def trained(table):
 
 
 def along(table, regularizer):
-    """The rows that show one regulariser's effect, with its value as `strength`.
+    """The rows that show one regularizer's effect, with its value as `strength`.
 
-    These are its own grid and, for drop and l1, their zero point: the l2 = 1e-5 runs of the l2 grid.
+    These are its own grid and, but for l2, their zero point: the l2 = 1e-5 runs of the l2 grid.
     """
     rows = table["part"] == regularizer
     if regularizer != "l2":
@@ -110,13 +51,19 @@ def failures(models) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["regularizer", "strength", "n", "failed", "too_much"])
 
 
+def present_methods(table):
+    """The methods of a table's rows, in the order of `METHODS`, unknown ones last."""
+    names = table["assoc"].dropna().astype(str).unique()
+    return [m for m in METHODS if m in names] + sorted(set(names) - set(METHODS))
+
+
 def present_regularizers(table):
-    """Those of drop, l1, l2 of which a table has at least two strengths."""
+    """The regularizers of which a table has at least two strengths."""
     return [regularizer for regularizer in REGULARIZERS if along(table, regularizer)["strength"].nunique() > 1]
 
 
 def usable(table, models):
-    """The rows of untrained networks and of those trained with no more regularisation than networks can bear."""
+    """The rows of untrained networks and of those trained with no more regularization than networks can bear."""
     table = table.reset_index(drop=True)
     keep = pd.Series(True, index=table.index)
     for row in failures(models).query("too_much").itertuples():
@@ -126,41 +73,38 @@ def usable(table, models):
 
 def per_network(table, values, by=("assoc",)):
     """Means over layers (and whatever else is not in `by`) within each network."""
-    network = ["part", *(name for name in ("l2", "l1", "drop", "run") if name in table)]
-    return table.groupby([*network, *by], observed=True)[list(values)].mean().reset_index()
+    return table.groupby([*NETWORK, *by], observed=True)[list(values)].mean().reset_index()
 
 
 def regularizer_effects(results: Results, per_layer=True, value="score") -> pd.DataFrame:
-    """Finding 1: what each regulariser does to Q, per method and layer.
+    """Finding 1: what each regularizer does to Q, per method and layer.
 
     Args: value: another column of the modules than Q, such as its z.
 
-    Returns: a row per regulariser, method (and layer, or else for the mean over layers):
+    Returns: a row per regularizer, method (and layer, or else for the mean over layers) with two usable strengths:
         n, n_untrained: networks with usable strengths, and untrained ones.
-        untrained, weakest, strongest: mean Q of untrained networks and at both ends of the usable grid; at: its end.
-        change, change_low, change_high: strongest − weakest.
-        gain, gain_low, gain_high: strongest − untrained.
+        untrained, weakest, strongest: mean Q of untrained networks and at both ends of the usable grid.
+        at_weakest, at: these ends.
+        change, change_low, change_high, change_p: strongest − weakest; p of no change, by Welch's test.
+        gain, gain_low, gain_high, gain_p: strongest − untrained.
         rho, rho_low, rho_high: rank correlation of Q with strength over usable networks (resampled within strengths).
     """
     modules = usable(results.modules, results.models)
     by = ["assoc", "layer"] if per_layer else ["assoc"]
     if not per_layer:
         modules = per_network(modules, [value])
-    null = {
-        key: values.to_numpy()
-        for key, values in untrained(modules).dropna(subset=value).groupby(by, observed=True)[value]
-    }
+    modules = modules.dropna(subset=value)
+    null = {key: values.to_numpy() for key, values in untrained(modules).groupby(by, observed=True)[value]}
     rows = []
     for regularizer in present_regularizers(modules):
-        curves = along(modules, regularizer).dropna(subset=value)
-        for key, curve in curves.groupby(by, observed=True):
-            names = {"regularizer": regularizer} | dict(zip(by, key, strict=True))
-            rows.append(
-                names | _effect(curve["strength"].to_numpy(), curve[value].to_numpy(), null.get(key, np.array([])))
-            )
-    bounds = [f"{name}{end}" for name in ("change", "gain", "rho") for end in ("", "_low", "_high")]
-    counts = ["n", "n_untrained", "untrained", "weakest", "strongest", "at"]
-    return pd.DataFrame(rows, columns=["regularizer", *by, *counts, *bounds])  # no rows where no network learnt
+        for key, curve in along(modules, regularizer).groupby(by, observed=True):
+            if curve["strength"].nunique() > 1:
+                names = {"regularizer": regularizer} | dict(zip(by, key, strict=True))
+                q = curve[value].to_numpy()
+                rows.append(names | _effect(curve["strength"].to_numpy(), q, null.get(key, np.array([]))))
+    estimates = [f"{name}{end}" for name in ("change", "gain") for end in ("", "_low", "_high", "_p")]
+    columns = ["n", "n_untrained", "untrained", "weakest", "strongest", "at_weakest", "at", *estimates]
+    return pd.DataFrame(rows, columns=["regularizer", *by, *columns, "rho", "rho_low", "rho_high"])
 
 
 def _effect(strength, q, null):
@@ -172,83 +116,96 @@ def _effect(strength, q, null):
         "untrained": null.mean() if len(null) else np.nan,
         "weakest": weakest.mean(),
         "strongest": strongest.mean(),
+        "at_weakest": strength.min(),
         "at": strength.max(),
     }
-    row |= _difference("change", strongest, weakest) | _difference("gain", strongest, null)
+    row |= named("change", combination([strongest, weakest], [1, -1]))
+    row |= named("gain", combination([strongest, null], [1, -1]))
     low, high = np.nan, np.nan
     if len(strength) > len(np.unique(strength)):  # single runs leave nothing to resample
         draws = resamples(strength)
-        low, high = interval(spearman(strength[draws], q[draws]))
+        low, high = bootstrap_interval(spearman(strength[draws], q[draws]))
     return row | {"rho": float(spearman(strength, q)), "rho_low": low, "rho_high": high}
 
 
-def _difference(name, a, b):
-    """Difference of two groups' means with its bootstrap interval, the groups resampled independently.
+def named(name, estimate):
+    """An estimate as columns: name, name_low, name_high, name_p."""
+    return {name: estimate.value} | {f"{name}_{end}": getattr(estimate, end) for end in ("low", "high", "p")}
 
-    The interval is NaN where a group is a single network, the difference where one is empty.
+
+def opposed_layers(effects) -> pd.DataFrame:
+    """The rows of `regularizer_effects` (per layer) whose layers change in opposite directions, both clear of zero."""
+    groups = effects.groupby(["regularizer", "assoc"], observed=True, sort=False)
+    kept = [rows for _, rows in groups if (rows["change_low"] > 0).any() and (rows["change_high"] < 0).any()]
+    return pd.concat(kept) if kept else effects.iloc[:0]
+
+
+# ---- effects at equal accuracy --------------------------------------------------------------------------------------
+
+
+def accuracy_curves(results: Results, value="score") -> pd.DataFrame:
+    """Usable trained networks of each regularizer, by its strength: regularizer, strength, assoc, test_acc, value."""
+    networks = per_network(usable(results.modules, results.models), ["test_acc", value])
+    networks = networks.dropna(subset=["test_acc", value])
+    found = [along(networks, name).assign(regularizer=name) for name in present_regularizers(networks)]
+    return pd.concat(found) if found else networks.iloc[:0].assign(regularizer="", strength=0.0)
+
+
+def shared_accuracy(curves) -> float:
+    """The lowest test accuracy that every regularizer brings networks down to: the highest of their lowest means."""
+    means = curves.groupby(["regularizer", "strength"])["test_acc"].mean()
+    return means.groupby("regularizer").min().max()
+
+
+def at_equal_accuracy(results: Results, accuracy=None, value="score") -> pd.DataFrame:
+    """What regularizers do to Q where they cost the same accuracy, by linear interpolation between mean values.
+
+    Between the last two neighbouring strengths s, t whose mean accuracies A_s ≥ accuracy ≥ A_t enclose it, with
+    w = (A_s − accuracy)/(A_s − A_t): Q = (1 − w)·Q_s + w·Q_t. The interval counts the scatter of accuracies as well,
+    by the delta method: of each network Q − β·(its accuracy) is averaged, β = (Q_t − Q_s)/(A_t − A_s).
+
+    Args: accuracy: by default the lowest that every regularizer reaches (`shared_accuracy`).
+
+    Returns: a row per regularizer and method: accuracy, strength (interpolated, on the axis of its grid), weakest (Q at
+        the weakest strength), q, change (q − weakest) with change_low, change_high and change_p.
     """
-    if not len(a) or not len(b):
-        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-    low, high = np.nan, np.nan
-    if len(a) > 1 and len(b) > 1:
-        low, high = interval(bootstrap_means(a, seed=0) - bootstrap_means(b, seed=1))
-    return {name: a.mean() - b.mean(), f"{name}_low": low, f"{name}_high": high}
-
-
-# ---- agreement between methods --------------------------------------------------------------------------------------
-
-
-def with_group(align):
-    """The rows about two different methods, with their `group`: within upstream, within downstream, or across."""
-    align = align[align["assoc_a"].astype(str) != align["assoc_b"].astype(str)]
-    up = align["assoc_a"].isin(UPSTREAM).astype(int) + align["assoc_b"].isin(UPSTREAM).astype(int)
-    group = up.map({2: GROUPS[0], 0: GROUPS[1], 1: GROUPS[2]})
-    return align.assign(group=pd.Categorical(group, categories=GROUPS))
-
-
-def agreement(results: Results) -> pd.DataFrame:
-    """Finding 2: how well the clusterings of different methods agree, within each family and across the two.
-
-    Every value is a mean over pairs of different methods and over layers within a network, then over networks.
-
-    Returns: a row per condition (untrained, trained: all regularisers, and each regulariser) and group:
-        n: networks; element_sim, score, rmi_norm, excess (score − mean score of shuffled clusterings), each with _low
-        and _high; null (that mean); significant (share of pairs with p < 0.05, 0.05 by chance).
-    """
-    align = with_group(usable(results.align, results.models))
-    align = align.assign(
-        excess=align["score"] - align["null_mean"],
-        null=align["null_mean"],
-        significant=(align["p"] < SIGNIFICANT).where(align["p"].notna()).astype(float),
-    )
-    measures = ["element_sim", "score", "rmi_norm", "excess"]
-    networks = per_network(align, [*measures, "null", "significant"], by=("group",))
-    conditions = {"untrained": untrained(networks), "trained": trained(networks)}
-    conditions |= {part: networks[networks["part"] == part] for part in present_regularizers(networks)}
+    curves = accuracy_curves(results, value)
+    accuracy = shared_accuracy(curves) if accuracy is None else accuracy
     rows = []
-    for condition, chosen in conditions.items():
-        for group, values in chosen.groupby("group", observed=True):
-            row = {"condition": condition, "group": group, "n": int(values["element_sim"].notna().sum())}
-            for measure in measures:
-                mean, low, high, _ = mean_and_interval(values[measure])
-                row |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
-            rows.append(row | {"null": values["null"].mean(), "significant": values["significant"].mean()})
-    return pd.DataFrame(rows)
+    for (regularizer, assoc), curve in curves.groupby(["regularizer", "assoc"], observed=True, sort=False):
+        points = [points for _, points in curve.groupby("strength")]
+        means = np.array([point["test_acc"].mean() for point in points])
+        crossings = np.flatnonzero((means[:-1] >= accuracy - ROUNDING) & (means[1:] <= accuracy + ROUNDING))
+        if len(crossings):
+            last = crossings[-1]
+            row = _between(points[last], points[last + 1], points[0], accuracy, value)
+            row["strength"] = _strength_between(regularizer, *row.pop("strengths"), row.pop("share"))
+            rows.append({"regularizer": regularizer, "assoc": assoc, "accuracy": accuracy} | row)
+    estimates = ["change", "change_low", "change_high", "change_p"]
+    return pd.DataFrame(rows, columns=["regularizer", "assoc", "accuracy", "strength", "weakest", "q", *estimates])
 
 
-def alignment_matrix(align, measure="element_sim") -> pd.DataFrame:
-    """Mean agreement of each pair of methods over networks and layers, (8, 8), symmetric; NaN where there is none."""
-    means = align.groupby(["assoc_a", "assoc_b"], observed=True)[measure].mean()
-    matrix = pd.DataFrame(np.nan, index=METHODS, columns=METHODS)
-    for (a, b), value in means.items():
-        matrix.loc[a, b] = matrix.loc[b, a] = value
-    return matrix
+def _between(before, after, weakest, accuracy, value):
+    """One row of `at_equal_accuracy`, from the networks at two neighbouring strengths and at the weakest one."""
+    drop = before["test_acc"].mean() - after["test_acc"].mean()
+    share = np.clip((before["test_acc"].mean() - accuracy) / drop, 0, 1) if drop else 0.0
+    slope = (before[value].mean() - after[value].mean()) / drop if drop else 0.0
+    moved = [point[value] - slope * (point["test_acc"] - point["test_acc"].mean()) for point in (before, after)]
+    if before is weakest:  # one group of networks, not two
+        parts = [((1 - share) * moved[0] - weakest[value], 1.0), (moved[1], share)]
+    else:
+        parts = [(moved[0], 1 - share), (moved[1], share), (weakest[value], -1.0)]
+    change = combination(*zip(*[(group, weight) for group, weight in parts if weight], strict=True))
+    q = (1 - share) * before[value].mean() + share * after[value].mean()
+    strengths = before["strength"].iloc[0], after["strength"].iloc[0]
+    return {"strengths": strengths, "share": share, "weakest": weakest[value].mean(), "q": q} | named("change", change)
 
 
-def measure_correlations(align, measures) -> pd.DataFrame:
-    """Rank correlations between measures of agreement over all networks, layers and pairs of different methods."""
-    different = align["assoc_a"].astype(str) != align["assoc_b"].astype(str)
-    return align.loc[different, list(measures)].corr(method="spearman")
+def _strength_between(regularizer, low, high, share):
+    """The strength a share of the way from one to another, on the axis of the regularizer's grid."""
+    if grids.REGULARIZERS[regularizer].scale == "log" and low > 0:
+        return low ** (1 - share) * high**share
+    return (1 - share) * low + share * high
 
 
 # ---- beyond the study -----------------------------------------------------------------------------------------------
@@ -258,16 +215,16 @@ def accuracy_correlations(results: Results) -> pd.DataFrame:
     """Does modularity go with accuracy? Rank correlation of Q (mean over layers) with test accuracy, per method.
 
     Returns: assoc, n, overall (over all usable trained networks), matched, low, high: the same after subtracting from
-        both their means over the runs of the same regularisation, resampled within these.
+        both their means over the runs of the same regularization, resampled within these.
     """
     modules = trained(usable(results.modules, results.models)).dropna(subset=["score", "test_acc"])
     networks = per_network(modules, ["score", "test_acc"])
-    networks["point"] = networks.groupby(["part", "l2", "l1", "drop"], observed=True).ngroup()
+    networks["point"] = networks.groupby(list(GRID_POINT), observed=True).ngroup()
     rows = []
     for assoc, curve in networks.sort_values("point").groupby("assoc", observed=True):
         q, accuracy, point = (curve[name].to_numpy() for name in ("score", "test_acc", "point"))
         draws = resamples(point)
-        low, high = interval(spearman(_centred(q[draws], point), _centred(accuracy[draws], point)))
+        low, high = bootstrap_interval(spearman(_centred(q[draws], point), _centred(accuracy[draws], point)))
         rows.append(
             {
                 "assoc": assoc,
@@ -288,37 +245,3 @@ def _centred(values, groups):
         members = groups == group
         centred[..., members] -= centred[..., members].mean(-1, keepdims=True)
     return centred.round(12)
-
-
-def cluster_repeatability(modules) -> pd.DataFrame:
-    """Do clusters repeat between runs? Units cannot be matched across networks, so compares their number and sizes.
-
-    Returns: a row per regularisation, method and layer with at least two runs: part, l2, l1, drop, assoc, layer, n,
-        num_clusters (mean), spread (its standard deviation over runs), size_overlap: mean over pairs of runs of the
-        share of units in common when largest cluster is laid on largest, second on second, and so on.
-    """
-    by = ["part", "l2", "l1", "drop", "assoc", "layer"]
-    rows = []
-    for key, runs in modules.dropna(subset="score").groupby(by, observed=True):
-        if len(runs) > 1:
-            overlap = np.mean([size_overlap(a, b) for a, b in itertools.combinations(runs["sizes"], 2)])
-            rows.append(
-                dict(zip(by, key, strict=True))
-                | {
-                    "n": len(runs),
-                    "num_clusters": runs["num_clusters"].mean(),
-                    "spread": runs["num_clusters"].std(),
-                    "size_overlap": overlap,
-                }
-            )
-    return pd.DataFrame(rows, columns=[*by, "n", "num_clusters", "spread", "size_overlap"])
-
-
-def size_overlap(sizes_1, sizes_2) -> float:
-    """Σ min(s₁, s₂)/max(Σ s₁, Σ s₂) of two lists of cluster sizes, largest first: 1 for the same sizes.
-
-    >>> size_overlap([3, 1], [2, 2])
-    0.75
-    """
-    shared = sum(min(a, b) for a, b in zip(sizes_1, sizes_2, strict=False))
-    return float(shared / max(sum(sizes_1), sum(sizes_2)))

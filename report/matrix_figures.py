@@ -7,10 +7,10 @@ from matplotlib.colors import PowerNorm
 
 from associations import METHOD_TABLE
 from modularity import girvan_newman, sort_by_cluster
-from report.style import COLORS, WIDTH, figure, label, note, placeholder
+from report import findings
+from report.style import COLORS, PER_ROW, WIDTH, NothingToShow, by_family, figure, label, note
 
 SHOWN = tuple(method.name for method in METHOD_TABLE if method.shown)
-NO_MATRICES = "No matrices in these tables: they need the evaluated checkpoints."
 SHADES = "Darker is stronger (square-root scale up to each matrix's 99th percentile); lines separate clusters."
 
 
@@ -38,31 +38,37 @@ def modularity(adj, clusters):
     return girvan_newman(torch.from_numpy(adj), torch.from_numpy(clusters)).item()
 
 
+def evaluated(examples):
+    """The rows whose matrix was clustered, and their methods; NothingToShow if there are none."""
+    examples = examples[examples["score"].notna()] if len(examples) else examples
+    if not len(examples):
+        raise NothingToShow("No matrices in these tables: they need the evaluated checkpoints.")
+    return examples, findings.present_methods(examples)
+
+
 @figure
 def sorted_matrices(examples):
     """Association matrices of one layer of one network, by method: units as numbered, and sorted by cluster.
 
     Args: examples: rows with assoc, score, adj, clusters, one per method.
     """
-    examples = examples[examples["score"].notna()] if len(examples) else examples
-    if not len(examples):
-        return placeholder(NO_MATRICES)
-    n = len(examples)
-    fig, axes = (
-        plt.subplots(4, 4, figsize=(WIDTH, 7.6)) if n > 4 else plt.subplots(2, n, figsize=(WIDTH, 3.9), squeeze=False)
-    )
-    for ax in axes.flat[2 * n :]:
-        ax.remove()
-    for i, row in enumerate(examples.itertuples()):
-        above = axes[2 * (i // 4), i % 4]
-        below = axes[2 * (i // 4) + 1, i % 4]
-        matrix(above, row.adj)
-        matrix(below, row.adj, *order_of(row.clusters))
-        above.set_title(label(row.assoc), color=COLORS.get(row.assoc, "black"))
-        below.set_title(f"Q = {row.score:.3f}, {int(row.clusters.any(0).sum())} clusters")
-    for i in range(0, len(axes), 2):
-        axes[i, 0].set_ylabel("units as numbered")
-        axes[i + 1, 0].set_ylabel("units by cluster")
+    examples, methods = evaluated(examples)
+    matrices = {row.assoc: row for row in examples.itertuples()}
+    rows = [family[i : i + PER_ROW] for family in by_family(methods).values() for i in range(0, len(family), PER_ROW)]
+    columns = max(map(len, rows))
+    size = (WIDTH * max(columns, 2) / PER_ROW, 3.8 * len(rows) * max(columns, 2) / PER_ROW)
+    fig, axes = plt.subplots(2 * len(rows), columns, figsize=size, squeeze=False)
+    for pair, names in zip(axes.reshape(len(rows), 2, columns), rows, strict=True):
+        for ax in pair[:, len(names) :].flat:
+            ax.remove()
+        for above, below, name in zip(*pair[:, : len(names)], names, strict=True):
+            row = matrices[name]
+            matrix(above, row.adj)
+            matrix(below, row.adj, *order_of(row.clusters))
+            above.set_title(label(name), color=COLORS.get(name, "black"))
+            below.set_title(f"Q = {row.score:.3f}, {int(row.clusters.any(0).sum())} clusters")
+        pair[0, 0].set_ylabel("units as numbered")
+        pair[1, 0].set_ylabel("units by cluster")
     note(fig, SHADES)
     return fig
 
@@ -70,16 +76,16 @@ def sorted_matrices(examples):
 @figure
 def matrices_in_each_order(examples):
     """Each method's matrix (rows) in the order of each method's clusters (columns), and its Q under them."""
-    if not len(examples):
-        return placeholder(NO_MATRICES)
-    shown = [examples[examples["assoc"] == method].iloc[0] for method in SHOWN if (examples["assoc"] == method).any()]
+    examples, methods = evaluated(examples)
+    shown = [examples[examples["assoc"] == method].iloc[0] for method in SHOWN if method in methods]
+    if not shown:
+        raise NothingToShow(f"None of {', '.join(SHOWN)} was evaluated.")
     fig, axes = plt.subplots(len(shown), len(shown), figsize=(WIDTH, WIDTH * 1.08), squeeze=False)
     for row, a in zip(axes, shown, strict=True):
         for ax, b in zip(row, shown, strict=True):
             matrix(ax, a.adj, *order_of(b.clusters))
-            ax.set_xlabel(
-                f"Q = {modularity(a.adj, b.clusters):.3f}", labelpad=2, fontweight="bold" if a is b else "normal"
-            )
+            q = f"Q = {modularity(a.adj, b.clusters):.3f}"
+            ax.set_xlabel(q, labelpad=2, fontweight="bold" if a is b else "normal")
         row[0].set_ylabel(f"{label(a.assoc)}\nmatrix", color=COLORS[a.assoc])
     for ax, b in zip(axes[0], shown, strict=True):
         ax.set_title(f"by {label(b.assoc)}\nclusters", color=COLORS[b.assoc])
@@ -90,26 +96,25 @@ def matrices_in_each_order(examples):
 @figure
 def matrices_vs_dropout(examples, layer=0):
     """Matrices of one layer, sorted by cluster, from untrained to much dropout (columns), by method (rows)."""
-    examples = examples[examples["layer"] == layer] if len(examples) else examples
-    if not len(examples):
-        return placeholder(NO_MATRICES)
-    titles = {
-        "dummy": lambda row: "untrained",
-        "l2": lambda row: "dropout 0",
-        "drop": lambda row: f"dropout {row.drop:g}",
-    }
+    examples, _ = evaluated(examples[examples["layer"] == layer] if len(examples) else examples)
+    methods = [method for method in SHOWN if (examples["assoc"] == method).any()]
+    titles = {"dummy": "untrained", "l2": "dropout 0"}
     columns = {}
     for row in examples.itertuples():
-        columns.setdefault(titles[row.part](row), {})[row.assoc] = row
-    fig, axes = plt.subplots(
-        len(SHOWN), len(columns), figsize=(WIDTH, 1.22 * len(SHOWN) * 6 / max(6, len(columns)) + 0.4), squeeze=False
-    )
+        columns.setdefault(titles.get(row.part, f"dropout {row.drop:g}"), {})[row.assoc] = row
+    if not methods:
+        raise NothingToShow(f"None of {', '.join(SHOWN)} was evaluated.")
+    size = (WIDTH, 1.22 * len(methods) * 6 / max(6, len(columns)) + 0.4)
+    fig, axes = plt.subplots(len(methods), len(columns), figsize=size, squeeze=False)
     for column, (title, rows) in zip(axes.T, columns.items(), strict=True):
-        for ax, method in zip(column, SHOWN, strict=True):
-            matrix(ax, rows[method].adj, *order_of(rows[method].clusters))
-            ax.set_xlabel(f"Q = {rows[method].score:.3f}", labelpad=2)
+        for ax, method in zip(column, methods, strict=True):
+            if method in rows:
+                matrix(ax, rows[method].adj, *order_of(rows[method].clusters))
+                ax.set_xlabel(f"Q = {rows[method].score:.3f}", labelpad=2)
+            else:
+                ax.set_axis_off()
         column[0].set_title(title)
-    for ax, method in zip(axes[:, 0], SHOWN, strict=True):
+    for ax, method in zip(axes[:, 0], methods, strict=True):
         ax.set_ylabel(label(method), color=COLORS[method])
     note(fig, SHADES)
     return fig

@@ -11,10 +11,10 @@ The searches are the plain Monte Carlo chain (as the study's original program cl
 
 import argparse
 import itertools
-import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,10 @@ from eval import stream
 from modularity import girvan_newman, monte_carlo_modularity, refine_modularity, soft_num_clusters
 from numerics.adjacency import modularity_matrix, one_hot
 from numerics.leiden import graph_of, leiden
-from report import experiments, findings, summary
+from report import experiments, findings
+from report.agreement import GROUPS, agreement
 from report.experiments import Results
+from report.text import markdown, with_interval
 from study import checkpoints, cli, grids
 
 
@@ -51,7 +53,7 @@ def leiden_run(adj, seed):
 
 SEARCHES = {"refined": refined_chain, "chain": chain, "leiden": leiden_run}
 NAMES = {"refined": "chain, refined (default)", "chain": "plain chain", "leiden": "Leiden, one run"}
-AGREEMENT = ("score", "null_mean", "p", "element_sim", "rmi_norm", "version")
+AGREEMENT = ("score", "null_mean", "p", "element_sim", "element_sim_expected", "rmi_norm", "version")
 FOLDER = Path("results/searches")
 NULLS = {"z": "z against shuffled matrices", "rotation_z": "z against rotated matrices"}
 
@@ -61,7 +63,7 @@ def main(args):
     found = experiments.open_results(args.experiment)
     if args.compute:
         compute(args.experiment, found, args.folder)
-    print(summary.markdown(table(args.experiment, found, args.folder)))
+    print(markdown(table(args.experiment, found, args.folder)))
 
 
 # ---- clustering again -----------------------------------------------------------------------------------------------
@@ -125,6 +127,18 @@ def of_matrix(adj, find, method, layer):
 # ---- the claims, one a row ------------------------------------------------------------------------------------------
 
 
+class Claim(NamedTuple):
+    """A number that the study's findings rest on, with its 95% interval and how it is written."""
+
+    value: float
+    low: float
+    high: float
+    form: str
+
+    def __str__(self):
+        return with_interval({"x": self.value, "x_low": self.low, "x_high": self.high}, "x", self.form)
+
+
 def table(name, found, folder=FOLDER):
     """The claims in rows, the ways of looking at them in columns: those of the searches where these were computed."""
     ways = {}
@@ -133,58 +147,57 @@ def table(name, found, folder=FOLDER):
             again = experiments.load_results(folder, f"{name}-{search}")
             ways[title] = texts(claims(again)) | repeats(again)
     ways = ways or {NAMES["refined"]: texts(claims(found))}
-    ways |= {name: texts(effects(found, null), ".1f") for null, name in NULLS.items()}
+    ways |= {title: texts(effects(found, null, "+.1f")) for null, title in NULLS.items()}
     ways["single repetitions, lowest … highest"] = repetitions(found)
     return pd.DataFrame(ways).fillna("").rename_axis("claim").reset_index()
 
 
 def claims(found):
-    """{claim: (value, low, high)}: the effects on Q, and the agreement of trained networks' clusterings."""
-    rows = findings.agreement(found).query("condition == 'trained'").set_index("group")
-    agreement = {f"agreement {group}": bounds(rows.loc[group], "element_sim") for group in findings.GROUPS}
-    return effects(found) | agreement
-
-
-def effects(found, value="score"):
-    """{claim: (value, low, high)}: the change of Q, or z, from the weakest to the strongest usable regularisation."""
-    rows = findings.regularizer_effects(found, per_layer=False, value=value).set_index(["regularizer", "assoc"])
-    keys = itertools.product(rows.index.unique(0), METHODS)
-    return {f"{regularizer}, {method}": bounds(rows.loc[regularizer, method], "change") for regularizer, method in keys}
-
-
-def bounds(row, name):
-    return row[name], row[f"{name}_low"], row[f"{name}_high"]
-
-
-def texts(values, form=".3f"):
-    """The values as text, with their intervals where there are any."""
-    plain, full = "{0:{f}}", "{0:{f}} [{1:{f}}, {2:{f}}]"
-    return {
-        claim: (plain if math.isnan(value[1]) else full).format(*value, f=signed(claim, form))
-        for claim, value in values.items()
+    """{name: Claim}: the effects on Q, and the agreement of trained networks' clusterings."""
+    rows = agreement(found)
+    rows = rows[rows["condition"] == "trained"].set_index("group") if len(rows) else rows
+    measures = {"agreement": "element_sim", "agreement beyond chance": "adjusted"}
+    return effects(found) | {
+        f"{title} {group}": claim(rows.loc[group], measure, ".3f")
+        for title, measure in measures.items()
+        for group in GROUPS
+        if group in rows.index and not np.isnan(rows.loc[group, measure])
     }
 
 
-def signed(claim, form):
-    """The format of a claim's values: changes have a sign, agreements have none."""
-    return form if claim.startswith("agreement") else f"+{form}"
+def effects(found, value="score", form="+.3f"):
+    """{name: Claim}: the change of Q, or z, from the weakest to the strongest usable regularization."""
+    rows = findings.regularizer_effects(found, per_layer=False, value=value)
+    return {f"{row['regularizer']}, {row['assoc']}": claim(row, "change", form) for _, row in rows.iterrows()}
+
+
+def claim(row, name, form):
+    """A column of a table's row, with its interval."""
+    return Claim(row[name], row[f"{name}_low"], row[f"{name}_high"], form)
+
+
+def texts(found):
+    """Claims as text, with their intervals where there are any."""
+    return {name: str(each) for name, each in found.items()}
 
 
 def repeats(found):
     """How alike the clusters of two seeds are, and how often methods of the two families agree more than by chance."""
     repeat = findings.trained(findings.usable(found.modules, found.models))["repeat"].mean()
-    rows = findings.agreement(found).set_index(["condition", "group"])["significant"]
+    rows = agreement(found).set_index(["condition", "group"])["significant"]
     return {"two seeds' agreement": f"{repeat:.3f}", "pairs across, p < 0.05": f"{rows['trained', 'across']:.0%}"}
 
 
 def repetitions(found):
     """The range over repetitions taken alone: each has other weights, other validation images, one network a point."""
-    each = []
+    each = {}
     for run in sorted(findings.trained(found.models.dropna(subset="test_acc"))["run"].unique()):
         kept = [rows[(rows["run"] == run) | (rows["part"] == "dummy")] for rows in found[:3]]
-        each.append({claim: value for claim, (value, *_) in claims(Results(*kept, found.examples)).items()})
-    rows = pd.DataFrame(each)
-    return {claim: "{:{f}} … {:{f}}".format(*rows[claim].agg(["min", "max"]), f=signed(claim, ".3f")) for claim in rows}
+        for name, found_claim in claims(Results(*kept, found.examples)).items():
+            each.setdefault(name, []).append(found_claim)
+    return {
+        name: f"{min(group).value:{group[0].form}} … {max(group).value:{group[0].form}}" for name, group in each.items()
+    }
 
 
 def parser():

@@ -2,8 +2,8 @@
 
 Every figure's function takes tables of `experiments.Results` or `findings` and returns a matplotlib figure at the size
 that a paper prints. A method has the same colour in every figure; upstream methods (forward_…) are solid lines with
-filled markers, downstream ones (backward_…) dashed lines with open markers. Error bars are 95% bootstrap intervals over
-networks.
+filled markers, downstream ones (backward_…) dashed lines with open markers. Error bars are 95% intervals of means over
+networks (Student's t).
 """
 
 import functools
@@ -12,15 +12,21 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from associations import METHOD_TABLE, UPSTREAM
+from associations import DOWNSTREAM, METHOD_TABLE, UPSTREAM
 from report import findings
+from report.experiments import NETWORK
+from report.intervals import means_by
+from study import grids
 
 WIDTH = 7.2  # inches, across a page
 COLORS = {method.name: method.color for method in METHOD_TABLE}
 MARKERS = {method.name: method.marker for method in METHOD_TABLE}
-SYMBOLS = {"drop": "dropout", "l1": "L1 weight", "l2": "L2 weight"}
+REGULARIZERS = grids.REGULARIZERS
+UNTRAINED, TRAINED = "0.6", "black"  # colours of conditions; those of regularizers are in their table
+PER_ROW = 4  # panels, where each shows a method
 VALUES = {
     "score": "modularity Q",
+    "score_without_silent": "modularity Q without\nunits that never fire",
     "num_clusters": "number of clusters",
     "l1_norm": "L1 norm",
     "l2_norm": "L2 norm",
@@ -51,13 +57,20 @@ STYLE = {
 BAND = "0.55"
 
 
+class NothingToShow(Exception):
+    """Why a figure cannot be drawn from the tables given; shown in its place."""
+
+
 def figure(draw):
     """Makes a function draw in this project's style; the notebook shows what it returns, once."""
 
     @functools.wraps(draw)
     def styled(*args, **kwargs):
         with plt.rc_context(STYLE):
-            drawn = draw(*args, **kwargs)
+            try:
+                drawn = draw(*args, **kwargs)
+            except NothingToShow as reason:
+                drawn = _placeholder(str(reason))
             drawn.draw_without_rendering()
             drawn.set_layout_engine("none")  # the layout is final: saving and showing need not find it again
             plt.close(drawn)
@@ -82,7 +95,7 @@ def keep(drawn, name, folder=Path("figures")):
     return drawn
 
 
-def placeholder(text):
+def _placeholder(text):
     """A figure that says why there is none."""
     fig, ax = plt.subplots(figsize=(WIDTH, 0.5))
     ax.axis("off")
@@ -95,44 +108,100 @@ def label(method):
     return str(method).replace("_", " ")
 
 
-def signed(x):
-    """A correlation to two places, with a true minus sign."""
-    return f"{x:.2f}".replace("-", "−")
-
-
-def number(x):
-    """A strength in few characters.
-
-    >>> number(1e-05), number(0.00316228)
-    ('1e-5', '0.0032')
-    """
-    return f"{x:.2g}".replace("e-0", "e-")
-
-
 def line_style(method):
-    """Colour, line and marker of a method."""
-    upstream = method in UPSTREAM
+    """Colour, line and marker of a method; grey for one that `METHOD_TABLE` does not know."""
+    color, dashed = COLORS.get(method, "0.4"), method in DOWNSTREAM
     return {
-        "color": COLORS[method],
-        "linestyle": "-" if upstream else "--",
-        "marker": MARKERS[method],
-        "markerfacecolor": COLORS[method] if upstream else "white",
+        "color": color,
+        "linestyle": "--" if dashed else "-",
+        "marker": MARKERS.get(method, "x"),
+        "markerfacecolor": "white" if dashed else color,
     }
+
+
+def by_family(methods):
+    """{title: methods} of the families among some methods; further ones, such as combined matrices, come last."""
+    families = {"upstream": UPSTREAM, "downstream": DOWNSTREAM}
+    found = {title: [m for m in methods if m in family] for title, family in families.items()}
+    found["others"] = [m for m in methods if m not in UPSTREAM + DOWNSTREAM]
+    return {title: family for title, family in found.items() if family}
+
+
+# ---- panels ---------------------------------------------------------------------------------------------------------
+
+
+def regularizer_panels(table, models, rows=1, height=2.3, **options):
+    """A figure with a column of panels for each regularizer of which a table has two strengths.
+
+    Returns: the figure, its axes (rows, columns), and (regularizer, its axes, its rows of the table, place) a column;
+        `place` maps strengths to x. Strengths that are too much are hatched.
+    """
+    names = findings.present_regularizers(table)
+    if not names:
+        raise NothingToShow("No regularizer has two strengths in these tables.")
+    options = {"sharey": "row", "sharex": "col", "squeeze": False, "figsize": (WIDTH, height)} | options
+    fig, axes = plt.subplots(rows, len(names), **options)
+    failed = findings.failures(models)
+    columns = []
+    for name, column in zip(names, axes.T, strict=True):
+        shown = findings.along(table, name)
+        for ax in column:
+            place = strength_axis(ax, name, shown["strength"])
+            too_much_shade(ax, failed, name, place)
+            ax.label_outer()
+        columns.append((name, column, shown, place))
+    return fig, axes, columns
+
+
+def method_panels(methods, height, xlabel="", ylabel=""):
+    """A figure with a panel for each of some methods, each family in rows of its own: the figure and {method: axes}."""
+    if not methods:
+        raise NothingToShow("No method was evaluated.")
+    rows = [family[i : i + PER_ROW] for family in by_family(methods).values() for i in range(0, len(family), PER_ROW)]
+    size = WIDTH, height * (len(rows) + 0.2) / 2.2
+    columns = max(map(len, rows))
+    fig, grid = plt.subplots(len(rows), columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    panels = {}
+    for i, row in enumerate(rows):
+        for j, ax in enumerate(grid[i]):
+            if j >= len(row):
+                ax.remove()
+                continue
+            lowest = all(len(below) <= j for below in rows[i + 1 :])
+            ax.xaxis.set_tick_params(labelbottom=lowest)
+            ax.set_xlabel(xlabel if lowest else "")
+            ax.set_ylabel(ylabel if j == 0 else "")
+            ax.set_title(label(row[j]), color=COLORS.get(row[j], "black"))
+            panels[row[j]] = ax
+    return fig, panels
+
+
+def heat_map(ax, values, low, high, cmap, size):
+    """A matrix in colours with its numbers; returns the image."""
+    image = ax.imshow(values, cmap=cmap, vmin=low, vmax=high)
+    for i, j in np.ndindex(values.shape):
+        value = values.iloc[i, j]
+        if np.isfinite(value):
+            red, green, blue, _ = image.cmap(image.norm(value))
+            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+            text = f"{value:.2f}".replace("0.", ".", 1)
+            ax.text(j, i, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
+    return image
 
 
 # ---- axes -----------------------------------------------------------------------------------------------------------
 
 
 def strength_axis(ax, regularizer, strengths):
-    """Labels the x axis of a regulariser; logarithmic for penalties, with a place for zero at its left end.
+    """The x axis of a regularizer; a logarithmic one has a place for zero at its left end.
 
     Returns: the function that maps strengths to x.
     """
-    ax.set_xlabel(SYMBOLS[regularizer])
-    if regularizer == "drop":
-        return np.asarray
+    ax.set_xlabel(REGULARIZERS[regularizer].label)
     strengths = np.sort(np.unique(strengths))
     positive = strengths[strengths > 0]
+    if not logarithmic(regularizer) or not len(positive):
+        return np.asarray
     zero = positive[0] / (10**0.75)
     ax.set_xscale("log")
     if len(positive) < len(strengths):
@@ -142,21 +211,26 @@ def strength_axis(ax, regularizer, strengths):
     return lambda x: np.where(np.asarray(x) > 0, x, zero)
 
 
+def logarithmic(regularizer):
+    """Whether a regularizer's axis is."""
+    return REGULARIZERS[regularizer].scale == "log"
+
+
 def beside(place, regularizer, shift):
     """The same places, moved sideways by a hair's breadth times `shift`, so that equal values stay visible."""
-    if regularizer == "drop":
-        return lambda x: place(x) + 0.004 * shift
-    return lambda x: place(x) * 10 ** (0.03 * shift)
+    if logarithmic(regularizer):
+        return lambda x: place(x) * 10 ** (0.03 * shift)
+    return lambda x: place(x) + 0.004 * shift
 
 
-def untrained_band(ax, values):
-    """Shades mean ± 1, 2 and 3 standard deviations of untrained networks."""
+def untrained_band(ax, values, color=BAND, sigmas=(3, 2, 1)):
+    """Shades mean ± so many standard deviations of untrained networks; several bands in a panel have 1 each."""
     values = values.dropna()
     if len(values):
-        ax.axhline(values.mean(), color=BAND, linewidth=0.5, zorder=0)
-    for sigmas in (3, 2, 1) if len(values) > 1 else ():
-        spread = sigmas * values.std()
-        ax.axhspan(values.mean() - spread, values.mean() + spread, color=BAND, alpha=0.18, linewidth=0, zorder=0)
+        ax.axhline(values.mean(), color=color, linewidth=0.5, zorder=0)
+    for k in sigmas if len(values) > 1 else ():
+        spread = k * values.std()
+        ax.axhspan(values.mean() - spread, values.mean() + spread, color=color, alpha=0.18, linewidth=0, zorder=0)
 
 
 def too_much_shade(ax, failures, regularizer, place):
@@ -167,10 +241,10 @@ def too_much_shade(ax, failures, regularizer, place):
     x = np.sort(place(rows["strength"]))
     first = place(rows.loc[rows["too_much"], "strength"]).min()
     before = x[x < first].max() if (x < first).any() else first
-    left = np.sqrt(first * before) if regularizer != "drop" else (first + before) / 2
+    left = np.sqrt(first * before) if logarithmic(regularizer) else (first + before) / 2
     ax.axvspan(
         left,
-        x.max() * (1.5 if regularizer != "drop" else 1.03),
+        x.max() * (1.5 if logarithmic(regularizer) else 1.03),
         facecolor="none",
         edgecolor="0.75",
         hatch="////",
@@ -179,30 +253,34 @@ def too_much_shade(ax, failures, regularizer, place):
     )
 
 
-def curve(ax, place, table, value, **style):
-    """Means of a column at each strength, with their intervals. Returns the smallest and largest n."""
-    means = findings.means_by(table.dropna(subset=value), ["strength"], value)
-    bars = np.abs(means[["low", "high"]].to_numpy().T - means["mean"].to_numpy())
-    ax.errorbar(place(means["strength"]), means["mean"], yerr=np.nan_to_num(bars), elinewidth=0.7, **style)
+def curve(ax, place, table, value, by="strength", **style):
+    """Draws the means of a column at each strength (or other column), with their intervals."""
+    means = means_by(table.dropna(subset=value), [by], value)
+    ax.errorbar(place(means[by]), means["mean"], yerr=bars(means, "mean", "low", "high"), elinewidth=0.7, **style)
 
 
-def count(table):
+def bars(rows, value, low, high):
+    """Lengths of error bars below and above the values of a table, (2, n); 0 where there is no interval."""
+    return np.nan_to_num(np.abs(rows[[low, high]].to_numpy().T - rows[value].to_numpy()))
+
+
+def count(table, by="strength"):
     """How many networks a curve has at each strength, in words."""
-    sizes = table.drop_duplicates(["part", "l2", "l1", "drop", "run"]).groupby("strength").size()
+    sizes = table.drop_duplicates([*NETWORK, by]).groupby(by).size()
     if not len(sizes):
         return "n = 0"
     return f"n = {sizes.min()}" if sizes.min() == sizes.max() else f"n = {sizes.min()}–{sizes.max()}"
 
 
-def caption(fig, table, regularizer=None):
+def caption(fig, table, regularizer=None, band="Grey: mean ± 1, 2, 3 σ"):
     """Says below a figure what its bars, bands and n are."""
     shown = [regularizer] if regularizer else findings.present_regularizers(table)
     n = ", ".join(dict.fromkeys(count(findings.along(table, name)) for name in shown))
     null = findings.untrained(table).drop_duplicates("run")
     note(
         fig,
-        f"Bars: 95% bootstrap intervals over networks ({n} a point). Grey: mean ± 1, 2, 3 σ of untrained networks "
-        f"(n = {len(null)}). Hatched: over half of the runs fail to learn.",
+        f"Bars: 95% intervals over networks ({n} a point). {band} of untrained networks (n = {len(null)}). "
+        "Hatched: over half of the runs fail to learn.",
     )
 
 

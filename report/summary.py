@@ -12,11 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from associations import DOWNSTREAM, PAPER_METHODS
 from report import experiments, findings
+from report.agreement import GROUPS, RAW_METHODS, agreeing_across, agreement, agreement_by_point
+from report.intervals import mean_and_interval
+from report.text import markdown, number, setting, with_interval
 from study import grids
 from study.cli import one_line_errors
 
 UPSTREAM_EXAMPLE, DOWNSTREAM_EXAMPLE = "forward_jac", "backward_jac"
+SIGNIFICANT = 0.05
 
 
 def main(args):
@@ -24,34 +29,64 @@ def main(args):
     found = experiments.open_results(args.experiment)
     print(*summary(args.experiment, found), sep="\n")
     if args.tables:
-        tables = [curves_table(found), curves_table(found, "rotation_z", "{:.1f}")]
-        tables += [effects_table(found, per_layer=False), effects_table(found), agreement_table(found)]
-        print("", *training(found), *(f"\n{table}" for table in tables), sep="\n")
+        print("", *training(found), *(f"\n{table}" for table in tables(found)), sep="\n")
     if args.save:
         experiments.save_results(found, args.folder, args.experiment)
         print(f"\nSaved to {args.folder}/{args.experiment}-*.parquet")
 
 
+def tables(found):
+    """All tables of both findings, in Markdown."""
+    yield curves_table(found)
+    yield curves_table(found, "rotation_z", "{:.1f}")
+    yield effects_table(found, per_layer=False)
+    yield effects_table(found)
+    yield equal_accuracy_table(found)
+    if has_silent(found):
+        yield silent_table(found)
+    yield agreement_table(found)
+
+
 def summary(name, found):
     """Five lines: networks, accuracy, Q of an upstream and of a downstream method, agreement."""
-    counts = [
-        len(rows.drop_duplicates(list(grids.NAMED)))
-        for rows in map(found.models.dropna(subset="test_acc").pipe, (findings.trained, findings.untrained))
-    ]
-    yield f"{name}: {counts[0]} trained and {counts[1]} untrained networks on {found.models['dataset'].iloc[0]}"
+    evaluated = found.models.dropna(subset="test_acc")
+    trained, untrained = (
+        len(rows.drop_duplicates(list(experiments.NETWORK)))
+        for rows in (findings.trained(evaluated), findings.untrained(evaluated))
+    )
+    yield f"{name}: {trained} trained and {untrained} untrained networks on {found.models['dataset'].iloc[0]}"
     effects = findings.regularizer_effects(found, per_layer=False)
     effects = effects[effects["regularizer"] == "drop"].set_index("assoc")
     if len(effects):
-        most = effects["at"].max()
-        yield f"test accuracy: {accuracy(found, 0.0)} without dropout, {accuracy(found, most)} with dropout {most:g}"
-        yield modularity(effects.loc[UPSTREAM_EXAMPLE], "upstream")
-        yield modularity(effects.loc[DOWNSTREAM_EXAMPLE], "downstream")
-    means = findings.agreement(found).set_index(["condition", "group"])["element_sim"]
-    texts = [
-        f"{means.get(('trained', group), np.nan):.2f} ({means.get(('untrained', group), np.nan):.2f} untrained) {group}"
-        for group in findings.GROUPS
-    ]
-    yield "agreement of clusterings: " + ", ".join(texts)
+        ends = effects["at_weakest"].min(), effects["at"].max()
+        accuracies = [f"{accuracy(found, dropout)} {dropout_in_words(dropout)}" for dropout in ends]
+        yield f"test accuracy: {', '.join(accuracies)}"
+        for example, kind in ((UPSTREAM_EXAMPLE, "upstream"), (DOWNSTREAM_EXAMPLE, "downstream")):
+            if example in effects.index:
+                yield modularity(effects.loc[example], kind)
+    yield f"agreement of clusterings (beyond chance): {agreements(found)}"
+
+
+def dropout_in_words(dropout):
+    """With how much dropout.
+
+    >>> dropout_in_words(0.0), dropout_in_words(0.2)
+    ('without dropout', 'with dropout 0.2')
+    """
+    return f"with dropout {dropout:g}" if dropout else "without dropout"
+
+
+def agreements(found):
+    """Agreement in trained and untrained networks within each family and across, each with what is beyond chance."""
+    rows = agreement(found).set_index(["condition", "group"])[["element_sim", "adjusted"]]
+    texts = []
+    for group in GROUPS:
+        values = []
+        for condition in ("trained", "untrained"):
+            sim, adjusted = rows.loc[(condition, group)] if (condition, group) in rows.index else (np.nan, np.nan)
+            values.append(f"{sim:.2f} ({adjusted:.2f})")
+        texts.append(f"{values[0]}, untrained {values[1]}, {group}")
+    return "; ".join(texts)
 
 
 def training(found):
@@ -68,104 +103,163 @@ def training(found):
 def modularity(row, kind):
     """One row of `findings.regularizer_effects`, dropout's, in words."""
     return (
-        f"modularity Q, {row.name} ({kind}): {row['untrained']:.3f} untrained, {row['weakest']:.3f} without dropout, "
-        f"{row['strongest']:.3f} with it; change {interval(row, 'change', '+.3f')}"
+        f"modularity Q, {row.name} ({kind}): {row['untrained']:.3f} untrained, {row['weakest']:.3f} "
+        f"{dropout_in_words(row['at_weakest'])}, {row['strongest']:.3f} {dropout_in_words(row['at'])}; "
+        f"change {with_interval(row, 'change', '+.3f')}"
     )
 
 
 def verdicts(found):
-    """The findings in words that follow from the numbers: one sentence a regulariser, then one on agreement."""
+    """The findings in words that follow from the numbers: what each regularizer does, and how methods agree."""
     effects = findings.regularizer_effects(found, per_layer=False)
-    for regularizer, rows in effects.groupby("regularizer", sort=False):
-        up, down = rows[rows["change_low"] > 0], rows[rows["change_high"] < 0]
-        yield (
-            f"{regularizer}, {rows['n'].max()} networks up to {rows['at'].max():.2g}: Q rises for {len(up)} of "
-            f"{len(rows)} methods and falls for {len(down)} (95% interval of the change clear of zero); median change "
-            f"{rows['change'].median():+.3f}, largest {rows['change'].max():+.3f} "
-            f"({rows.loc[rows['change'].idxmax(), 'assoc']})."
-        )
-    table = findings.agreement(found).set_index(["condition", "group"])
+    effects = effects[effects["assoc"].isin(PAPER_METHODS)]
+    for _, rows in effects.groupby("regularizer", sort=False):
+        yield effect_verdict(rows)
+    opposed = findings.opposed_layers(findings.regularizer_effects(found))
+    for (regularizer, method), rows in opposed.groupby(["regularizer", "assoc"], observed=True, sort=False):
+        layers = [f"{with_interval(row, 'change', '+.3f')} in layer {row['layer']}" for _, row in rows.iterrows()]
+        yield f"{regularizer}, {method}: layers change in opposite directions, {' and '.join(layers)}."
+    table = agreement(found).set_index(["condition", "group"])
     for condition in ("untrained", "trained"):
-        if condition in table.index:
-            texts = [
-                f"{interval(table.loc[(condition, group)], 'element_sim', '.2f')} {group}" for group in findings.GROUPS
-            ]
-            yield (
-                f"Agreement in {condition} networks (element-centric similarity): {', '.join(texts)}; "
-                f"{table.loc[(condition, 'across'), 'significant']:.0%} of the pairs across "
-                "agree more than shuffled ones (p < 0.05)."
-            )
+        if condition in table.index.unique(0):
+            yield agreement_verdict(condition, table.loc[condition])
+    yield from exceptions(found, table)
+
+
+def effect_verdict(rows):
+    """What a regularizer does to Q, from its rows of `findings.regularizer_effects`, a method each."""
+    clear = rows["change_p"] < SIGNIFICANT / len(rows)
+    up, down = rows["change_low"] > 0, rows["change_high"] < 0
+    largest = rows.loc[rows["change"].abs().idxmax()]
+    return (
+        f"{largest['regularizer']}, {rows['n'].max()} networks from {number(rows['at_weakest'].min())} to "
+        f"{number(rows['at'].max())}: Q rises for {up.sum()} of {len(rows)} methods and falls for {down.sum()} (95% "
+        f"interval of the change clear of zero; {(up & clear).sum()} and {(down & clear).sum()} after Bonferroni's "
+        f"correction for {len(rows)} methods); median change {rows['change'].median():+.3f}, largest "
+        f"{largest['change']:+.3f} ({largest['assoc']})."
+    )
+
+
+def agreement_verdict(condition, rows):
+    """How the methods agree in untrained or in trained networks, from those rows of `agreement`, a group each."""
+    texts = [
+        f"{with_interval(row, 'element_sim', '.2f')} {group} ({row['expected']:.2f} by chance"
+        + (
+            f"; {row['lowest']:.2f} at {row['lowest_at']} to {row['highest']:.2f} at {row['highest_at']})"
+            if row["points"] > 1
+            else ")"
+        )
+        for group, row in rows.iterrows()
+        if group in GROUPS
+    ]
+    across = f"{rows.loc['across', 'significant']:.0%}" if "across" in rows.index else "none"
+    return (
+        f"Agreement in {condition} networks, n = {rows['n'].max()} at {rows['points'].max()} grid points "
+        f"(element-centric similarity): {', '.join(texts)}; {across} of the pairs across agree more than shuffled ones "
+        "(p < 0.05)."
+    )
+
+
+def exceptions(found, table):
+    """Where the second finding fails: the grid points at which families agree as well as methods within one do."""
+    if "trained" not in table.index.unique(0):
+        return
+    within = [table["element_sim"].get(("trained", group), np.nan) for group in GROUPS[:2]]
+    for _, row in agreeing_across(agreement_by_point(found), min(within)).iterrows():
+        yield (
+            f"But at {setting(row['part'], row['strength'])} agreement across is "
+            f"{with_interval(row, 'element_sim', '.2f')} (n = {row['n']}), as much as within a family on average."
+        )
 
 
 def accuracy(found, dropout):
     """Mean test accuracy at one value of dropout, with its interval and n."""
     models = findings.along(found.models, "drop")
-    row = findings.mean_and_interval(models.loc[models["strength"] == dropout, "test_acc"])
+    row = mean_and_interval(models.loc[np.isclose(models["strength"], dropout), "test_acc"])
     row = row.rename({"mean": "test_acc", "low": "test_acc_low", "high": "test_acc_high"})
-    return f"{interval(row, 'test_acc')} (n = {row['n']:.0f})"
+    return f"{with_interval(row, 'test_acc')} (n = {row['n']:.0f})"
 
 
-def interval(row, name, form=".3f"):
-    """A value with its 95% interval, in text; the value alone where a single network gives no interval."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return f"{row[name]:{form}}" + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
+def has_silent(found):
+    """Whether Q was also taken without the units that never fire."""
+    return "score_without_silent" in found.modules and found.modules["score_without_silent"].notna().any()
 
 
 def curves_table(found, value="score", form="{:.3f}"):
     """Mean test accuracy and mean Q, or its z, of each method (means over layers) at each strength, in Markdown."""
     networks = findings.per_network(found.modules, [value])
-    curves = {"untrained": [table.assign(strength=0.0) for table in map(findings.untrained, (found.models, networks))]}
+    untrained = [findings.untrained(table).assign(strength=0.0) for table in (found.models, networks)]
+    curves = {"untrained": untrained}
     for regularizer in findings.present_regularizers(found.models):
         curves[regularizer] = [findings.along(table, regularizer) for table in (found.models, networks)]
     rows = []
     for name, (models, values) in curves.items():
         accuracy = models.groupby("strength")["test_acc"]
         means = values.pivot_table(value, "strength", "assoc", observed=True)
-        rows.append(
-            pd.DataFrame({"regularizer": name, "strength": means.index.map("{:.2g}".format)}, index=means.index)
-            .assign(n=accuracy.count(), test_acc=accuracy.mean().map("{:.3f}".format))
-            .join(means.map(form.format))
-        )
-    return markdown(pd.concat(rows))
+        first = pd.DataFrame({"regularizer": name, "strength": means.index.map(number)}, index=means.index)
+        first = first.assign(n=accuracy.count(), test_acc=accuracy.mean().map("{:.3f}".format))
+        rows.append(first.join(means.map(form.format)))
+    return markdown(pd.concat(rows).fillna(""))
 
 
-def effects_table(found, per_layer=True):
+def effects_table(found, per_layer=True, value="score"):
     """Finding 1, as a Markdown table."""
-    rows = findings.regularizer_effects(found, per_layer)
+    rows = findings.regularizer_effects(found, per_layer, value)
     keys = ["regularizer", "assoc", *(["layer"] if per_layer else [])]
-    table = rows[keys].assign(
-        n=rows["n"],
-        untrained=rows["untrained"].map("{:.3f}".format),
-        weakest=rows["weakest"].map("{:.3f}".format),
-        strongest=[f"{q:.3f} at {at:.2g}" for q, at in zip(rows["strongest"], rows["at"], strict=True)],
-    )
-    for name in ("change", "gain", "rho"):
-        table[name] = [interval(row, name, "+.3f" if name != "rho" else "+.2f") for _, row in rows.iterrows()]
+    table = rows[[*keys, "n"]].copy()
+    table["untrained"] = rows["untrained"].map("{:.3f}".format)
+    for name, at in (("weakest", "at_weakest"), ("strongest", "at")):
+        table[name] = [f"{q:.3f} at {number(x)}" for q, x in zip(rows[name], rows[at], strict=True)]
+    for name, form in (("change", "+.3f"), ("gain", "+.3f"), ("rho", "+.2f")):
+        table[name] = [with_interval(row, name, form) for _, row in rows.iterrows()]
     return markdown(table)
 
 
+def equal_accuracy_table(found):
+    """What each regularizer does to Q at the lowest accuracy that all of them reach, as a Markdown table."""
+    rows = findings.at_equal_accuracy(found)
+    table = rows[["assoc"]].astype(str).drop_duplicates().set_index("assoc")
+    for regularizer, each in rows.groupby("regularizer", sort=False):
+        title = f"{setting(regularizer, each['strength'].iloc[0])} (accuracy {each['accuracy'].iloc[0]:.3f})"
+        changes = {str(row["assoc"]): with_interval(row, "change", "+.3f") for _, row in each.iterrows()}
+        table[title] = pd.Series(changes)
+    return markdown(table.fillna("").reset_index())
+
+
+def silent_table(found):
+    """Q of the downstream methods with and without the units that never fire, and how many these are, in Markdown."""
+    columns = ["score", "score_without_silent", "silent"]
+    modules = findings.usable(found.modules, found.models)
+    modules = modules[modules["assoc"].isin(DOWNSTREAM)].dropna(subset="score_without_silent")
+    networks = findings.per_network(modules, columns)
+    rows = []
+    for regularizer in findings.present_regularizers(networks):
+        for (strength, assoc), each in findings.along(networks, regularizer).groupby(
+            ["strength", "assoc"], observed=True
+        ):
+            means = {name: f"{each[name].mean():.3f}" for name in columns[:2]}
+            silent = f"{each['silent'].mean():.1f}"
+            rows.append(
+                {"regularizer": regularizer, "strength": number(strength), "assoc": assoc} | means | {"silent": silent}
+            )
+    return markdown(pd.DataFrame(rows))
+
+
 def agreement_table(found):
-    """Finding 2, as a Markdown table."""
-    rows = findings.agreement(found)
-    table = rows[["condition", "group", "n"]].copy()
-    for name in ("element_sim", "score", "rmi_norm", "excess"):
-        table[name] = [interval(row, name, ".2f") for _, row in rows.iterrows()]
-    return markdown(
-        table.assign(null=rows["null"].map("{:.2f}".format), significant=rows["significant"].map("{:.0%}".format))
-    )
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown.
-
-    >>> print(markdown(pd.DataFrame({"a": [1, 2]})))
-    | a |
-    | --- |
-    | 1 |
-    | 2 |
-    """
-    lines = [table.columns, ["---"] * len(table.columns), *table.astype(str).to_numpy()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """Finding 2, as a Markdown table: all methods, and raw ones only."""
+    rows = pd.concat([agreement(found), agreement(found, RAW_METHODS).assign(raw=", raw only")])
+    table = rows[["condition"]].copy()
+    table["pairs"] = rows["group"].astype(str) + rows["raw"].fillna("")
+    table[["n", "points"]] = rows[["n", "points"]]
+    for name in ("element_sim", "adjusted", "score", "rmi_norm", "excess"):
+        table[name] = [with_interval(row, name, ".2f") for _, row in rows.iterrows()]
+    for name in ("expected", "null"):
+        table[name] = rows[name].map("{:.2f}".format)
+    table["significant"] = rows["significant"].map("{:.0%}".format)
+    table["range"] = [
+        f"{row.lowest:.2f} ({row.lowest_at}) … {row.highest:.2f} ({row.highest_at})" for row in rows.itertuples()
+    ]
+    return markdown(table)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,31 @@
-"""The study's figures of trainings: accuracy and norms of weights against regularisation."""
+"""The study's figures of trainings: accuracy and norms of weights against regularization."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogFormatter
 
 from analysis import ACCURACIES
 from report import findings
-from report.style import (
-    VALUES,
-    WIDTH,
-    caption,
-    curve,
-    figure,
-    number,
-    strength_axis,
-    too_much_shade,
-    untrained_band,
-)
+from report.style import VALUES, caption, curve, figure, regularizer_panels, untrained_band
+from report.text import number
 
-# ---- training -------------------------------------------------------------------------------------------------------
+ALMOST_ONE = 0.9998  # where an accuracy of 1 is drawn
 
 
 @figure
 def accuracy_vs_regularization(models):
-    """Train, validation and test accuracy against each regulariser; the axis spreads out both ends, and ends at 0.9998,
+    """Train, validation and test accuracy against each regularizer; the axis spreads out both ends, and ends at 0.9998,
     which is where 1 is drawn."""
-    regularizers = findings.present_regularizers(models)
-    fig, axes = plt.subplots(1, len(regularizers), figsize=(WIDTH, 2.3), sharey=True, squeeze=False)
-    for ax, regularizer in zip(axes[0], regularizers, strict=True):
-        rows = findings.along(models, regularizer)
-        place = strength_axis(ax, regularizer, rows["strength"])
+    fig, axes, columns = regularizer_panels(models, models)
+    for _, (ax,), rows, place in columns:
         for name, color, marker in zip(ACCURACIES, ("0.6", "#56B4E9", "black"), "^so", strict=True):
-            shown = rows.assign(**{name: rows[name].clip(upper=0.9998)})
+            shown = rows.assign(**{name: rows[name].clip(upper=ALMOST_ONE)})
             curve(ax, place, shown, name, color=color, marker=marker, label=name.removesuffix("_acc"))
         untrained_band(ax, findings.untrained(models)["test_acc"])
         ax.axhline(models["pass_mark"].iloc[0], color="0.5", linewidth=0.6, linestyle=":")
-        too_much_shade(ax, findings.failures(models), regularizer, place)
     axes[0, 0].set_yscale("logit", one_half="0.5")
     axes[0, 0].set_ylim(0.06, 0.99987)
     ticks = [0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999]
-    axes[0, 0].set_yticks([*ticks, 0.9998], [*map("{:g}".format, ticks), "1"])
+    axes[0, 0].set_yticks([*ticks, ALMOST_ONE], [*map("{:g}".format, ticks), "1"])
     axes[0, 0].minorticks_off()
     axes[0, 0].set_ylabel("accuracy")
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -49,17 +35,13 @@ def accuracy_vs_regularization(models):
 
 @figure
 def norms_vs_regularization(models):
-    """Norms of the weights, and their sparsity, against each regulariser."""
-    regularizers = findings.present_regularizers(models)
+    """Norms of the weights, and their sparsity, against each regularizer."""
     names = ("l1_norm", "l2_norm", "nuc_norm", "sparsity")
-    fig, axes = plt.subplots(4, len(regularizers), figsize=(WIDTH, 5.2), sharey="row", sharex="col", squeeze=False)
-    for column, regularizer in zip(axes.T, regularizers, strict=True):
-        rows = findings.along(models, regularizer)
+    fig, axes, columns = regularizer_panels(models, models, rows=len(names), height=5.2)
+    for _, column, rows, place in columns:
         for ax, name in zip(column, names, strict=True):
-            place = strength_axis(ax, regularizer, rows["strength"])
             curve(ax, place, rows, name, color="black", marker="o")
             untrained_band(ax, findings.untrained(models)[name])
-            too_much_shade(ax, findings.failures(models), regularizer, place)
             if name != "sparsity":
                 ax.set_yscale("log")
                 ax.yaxis.set_major_formatter("{x:g}")
@@ -73,13 +55,11 @@ def norms_vs_regularization(models):
 
 @figure
 def failures_vs_regularization(models):
-    """Share of the runs that fail to learn against each regulariser: how much is too much?"""
+    """Share of the runs that fail to learn against each regularizer: how much is too much?"""
     failed = findings.failures(models)
-    regularizers = findings.present_regularizers(models)
-    fig, axes = plt.subplots(1, len(regularizers), figsize=(WIDTH, 1.9), sharey=True, squeeze=False)
-    for ax, regularizer in zip(axes[0], regularizers, strict=True):
+    fig, axes, columns = regularizer_panels(models, models, height=1.9)
+    for regularizer, (ax,), _, place in columns:
         rows = failed[failed["regularizer"] == regularizer]
-        place = strength_axis(ax, regularizer, rows["strength"])
         ax.plot(place(rows["strength"]), rows["failed"], color="black", marker="o", clip_on=False)
         ax.axhline(0.5, color="0.5", linewidth=0.6, linestyle=":")
         first = rows.loc[rows["too_much"], "strength"].min()

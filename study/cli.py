@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 class UserError(Exception):
     """A mistake in what the program was given: shown as one line that says what is wrong and what to do."""
 
+    def _render_traceback_(self):
+        """What notebooks show of it."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that tells a mistake in one line, and takes options by their whole names only.
@@ -35,13 +39,17 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Turns a UserError into one line on stderr and exit status 1, Ctrl-C into status 130."""
+    """Turns a UserError into one line on stderr and exit status 1, Ctrl-C into status 130, `| head` into silence."""
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"{program}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader has seen enough; what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def device(name: str) -> torch.device:

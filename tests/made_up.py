@@ -57,11 +57,36 @@ def results(experiment="mnist-base", layers=2, units=12, seed=0, noise=1.0, **si
     upstream = align["assoc_a"].isin(UPSTREAM).astype(int) + align["assoc_b"].isin(UPSTREAM)
     similarity = upstream.map({2: 0.6, 0: 0.5, 1: 0.3}) + noise * random.normal(0, 0.01, len(align))
     for field in ALIGN_FIELDS:
-        align[field] = {"p": 0.5 * (upstream == 1), "null_mean": 0.25}.get(field, similarity)
+        known = {"p": 0.5 * (upstream == 1), "null_mean": 0.25, "element_sim_expected": 0.2}
+        align[field] = known.get(field, similarity)
     for name in ("assoc", "assoc_a", "assoc_b"):
         table = modules if name == "assoc" else align
         table[name] = pd.Categorical(table[name], categories=METHODS, ordered=True)
     return Results(models, modules, align, examples(models, layers, units, random))
+
+
+def distinct(experiment="mnist-wide", seed=1):
+    """Results in which every cell has a value of its own, so that a mean over anything else comes out differently.
+
+    Accuracy falls along each grid; two of three runs fail at the strongest L1 and L2, one of three at the L1 before.
+    Some p are missing.
+    """
+    random = np.random.default_rng(seed)
+    found = results(experiment, runs=3)
+    models, modules, align, _ = found
+    for table, fields in ((models, BASIC_METRICS), (modules, MODULE_FIELDS), (align, ALIGN_FIELDS)):
+        for field in set(fields) - {"sizes", "version"}:
+            table[field] = random.uniform(0.1, 0.9, len(table))
+    place = models.groupby("part", observed=True).cumcount() // 3
+    models["test_acc"] = 0.98 - 0.02 * place - random.uniform(0, 0.005, len(models))
+    failing = (models["l1"] > 5e-3) | (models["l2"] > 5e-2)
+    models.loc[failing & (models["run"] < 2), "test_acc"] -= 0.5
+    models.loc[np.isclose(models["l1"], 1e-3) & (models["run"] == 1), "test_acc"] -= 0.5
+    models.loc[models["part"] == "dummy", "test_acc"] = random.uniform(0.05, 0.15, 4)
+    modules["test_acc"] = np.repeat(models["test_acc"].to_numpy(), len(modules) // len(models))
+    align.loc[random.random(len(align)) < 0.2, "p"] = np.nan
+    align.loc[random.random(len(align)) < 0.3, "p"] = 0.01
+    return found
 
 
 def examples(models, layers, units, random):

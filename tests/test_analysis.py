@@ -14,7 +14,7 @@ import torch
 import analysis
 from analysis import align_metrics, generate_model_specs, load_data_as_table, module_metrics
 from associations import METHODS, PAIRS
-from report import experiments, summary
+from report import experiments, summary, tables
 from study import grids, jobs, runs
 from study.cli import UserError
 
@@ -274,7 +274,7 @@ def test_what_trainings_took_is_told_where_it_was_recorded(demo):
 def test_tables_are_kept_and_renewed_once_a_checkpoint_changes(demo, monkeypatch):
     first = experiments.load_experiment("demo", demo)
     with monkeypatch.context() as patch:
-        patch.setattr(experiments, "_examples", lambda *_: None)
+        patch.setattr(experiments, "_examples", lambda *_: first.examples)
         patch.setattr(analysis, "table_of", lambda *_: pytest.fail("read the checkpoints again"))
         pd.testing.assert_frame_equal(experiments.load_experiment("demo", demo).align, first.align)
     spec = grids.specs("demo", "l2")[0]
@@ -320,7 +320,7 @@ def test_a_damaged_table_is_one_line(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 nonsense")
     for name in ("t.parquet", "none.parquet"):
         with pytest.raises(UserError, match=name):
-            analysis.load_table(tmp_path / name)
+            tables.load_table(tmp_path / name)
 
 
 # ---- one checkpoint -------------------------------------------------------------------------------------------------
@@ -365,10 +365,3 @@ def test_the_summary_of_an_experiment_has_five_lines(tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 5 and "12 trained and 4 untrained networks" in lines[0] and "(n = 2)" in lines[1]
     assert "0.100 without dropout" in lines[2].replace("0.099", "0.100").replace("0.101", "0.100")
-
-
-@pytest.mark.parametrize("absent", ["dummy", "drop"])
-def test_the_summary_makes_do_without_untrained_or_without_dropped_out_networks(absent):
-    found = experiments.Results(*(table[table["part"] != absent] for table in made_up.results("demo")))
-    lines = list(summary.summary("demo", found))
-    assert len(lines) == (5 if absent == "dummy" else 2) and ("nan untrained" in lines[-1]) == (absent == "dummy")

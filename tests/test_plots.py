@@ -9,7 +9,17 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from associations import DOWNSTREAM, METHODS, UPSTREAM
-from report import agreement_figures, findings, matrix_figures, module_figures, style, training_figures
+from report import (
+    agreement,
+    agreement_figures,
+    effect_figures,
+    findings,
+    intervals,
+    matrix_figures,
+    module_figures,
+    style,
+    training_figures,
+)
 from study import grids
 
 
@@ -32,10 +42,10 @@ def figures(found):
     )
     yield "depth", module_figures.modules_vs_depth(found)
     yield "null", module_figures.null_distributions(found)
-    yield "effects", module_figures.effects(findings.regularizer_effects(found, per_layer=False))
-    yield "agreement", agreement_figures.agreement(findings.agreement(found))
-    yield "accuracy-modularity", module_figures.modularity_vs_accuracy(found, findings.accuracy_correlations(found))
-    yield "repeatability", module_figures.repeatability(findings.cluster_repeatability(found.modules))
+    yield "effects", effect_figures.effects(findings.regularizer_effects(found, per_layer=False))
+    yield "agreement", agreement_figures.agreement(agreement.agreement(found))
+    yield "accuracy-modularity", effect_figures.modularity_vs_accuracy(found, findings.accuracy_correlations(found))
+    yield "equal accuracy", effect_figures.modularity_at_accuracy(found)
     yield "matrices", matrix_figures.sorted_matrices(weakest)
     yield "orders", matrix_figures.matrices_in_each_order(weakest)
     yield "dropout", matrix_figures.matrices_vs_dropout(found.examples)
@@ -81,11 +91,9 @@ def test_single_networks_can_be_drawn_without_empty_panels(monkeypatch):
     single = grids.EXPERIMENTS["demo"]._replace(values={"l2": [1e-5], "drop": [0.3]}, runs=1, untrained=1)
     monkeypatch.setitem(grids.EXPERIMENTS, "single", single)
     found = made_up.results("single")
-    repeatability = module_figures.repeatability(findings.cluster_repeatability(found.modules))
-    assert "no grid point has two runs" in repeatability.axes[0].texts[0].get_text()
     assert [ax.get_xlabel() for ax in training_figures.accuracy_vs_regularization(found.models).axes] == ["dropout"]
     correlations = findings.accuracy_correlations(found)
-    titles = [ax.get_title() for ax in module_figures.modularity_vs_accuracy(found, correlations).axes]
+    titles = [ax.get_title() for ax in effect_figures.modularity_vs_accuracy(found, correlations).axes]
     assert all("ρ = " in title and "nan" not in title for title in titles)
 
 
@@ -121,7 +129,7 @@ def test_bars_are_bootstrap_intervals(found):
     fig, ax = plt.subplots()
     style.curve(ax, np.asarray, rows, "score")
     bars = np.array([segment[:, 1] for segment in ax.collections[0].get_segments()])
-    means = findings.means_by(rows, ["strength"], "score")
+    means = intervals.means_by(rows, ["strength"], "score")
     np.testing.assert_allclose(bars, means[["low", "high"]])
     plt.close(fig)
 

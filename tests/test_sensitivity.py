@@ -6,9 +6,10 @@ import pytest
 import torch
 from test_analysis import write
 
-from associations import METHODS, UPSTREAM
+from associations import METHODS
 from modularity import girvan_newman
-from report import experiments, sensitivity
+from report import agreement, experiments, findings, sensitivity
+from report.text import with_interval
 from study import grids
 from study.cli import UserError
 
@@ -83,15 +84,73 @@ def test_computing_saves_tables_that_the_table_of_claims_reads(planted, tmp_path
     assert len(experiments.load_results("tables", "demo-leiden").modules) == 20 * 16
 
 
-def test_the_claims_are_those_of_the_findings():
-    found = made_up.results(noise=0.0)
-    claims = sensitivity.claims(found)
-    for method in METHODS:
-        value, low, high = claims[f"drop, {method}"]
-        assert low <= value <= high and value == pytest.approx(0.13 if method in UPSTREAM else 0, abs=1e-12)
-    assert [claims[f"agreement {group}"][0] for group in ("within upstream", "within downstream", "across")] == (
-        pytest.approx([0.6, 0.5, 0.3])
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Distinct results, and those of each search with values of their own, saved; {title: results}."""
+    folder = tmp_path_factory.mktemp("searches")
+    searches = {}
+    for seed, (search, title) in enumerate(sensitivity.NAMES.items(), 2):
+        found = made_up.distinct(seed=seed)
+        found.modules["repeat"] = np.random.default_rng(seed).uniform(size=len(found.modules))
+        experiments.save_results(found, folder, f"mnist-wide-{search}")
+        searches[title] = found
+    return made_up.distinct(), searches, folder
+
+
+def test_titles_name_the_searches():
+    assert sensitivity.NAMES == {
+        "refined": "chain, refined (default)",
+        "chain": "plain chain",
+        "leiden": "Leiden, one run",
+    }
+    assert list(sensitivity.SEARCHES) == list(sensitivity.NAMES)
+
+
+def test_every_cell_of_the_table_is_that_finding_seen_that_way(saved):
+    found, searches, folder = saved
+    rows = sensitivity.table("mnist-wide", found, folder).set_index("claim")
+    assert list(rows.columns) == [
+        *("chain, refined (default)", "plain chain", "Leiden, one run"),
+        *("z against shuffled matrices", "z against rotated matrices", "single repetitions, lowest … highest"),
+    ]
+    ways = {title: (each, "score", "+.3f") for title, each in searches.items()}
+    ways |= {
+        f"z against {how} matrices": (found, z, "+.1f") for how, z in (("shuffled", "z"), ("rotated", "rotation_z"))
+    }
+    for title, (each, value, form) in ways.items():
+        for _, row in findings.regularizer_effects(each, False, value).iterrows():
+            expected = with_interval(row, "change", form)
+            assert rows.loc[f"{row['regularizer']}, {row['assoc']}", title] == expected
+    for title, each in searches.items():
+        agreed = agreement.agreement(each).set_index(["condition", "group"])
+        for group in agreement.GROUPS:
+            row = agreed.loc["trained", group]
+            assert rows.loc[f"agreement {group}", title] == with_interval(row, "element_sim", ".3f")
+            assert rows.loc[f"agreement beyond chance {group}", title] == with_interval(row, "adjusted", ".3f")
+        assert rows.loc["pairs across, p < 0.05", title] == f"{agreed.loc[('trained', 'across'), 'significant']:.0%}"
+        usable = findings.usable(each.modules, each.models)
+        repeat = usable.loc[usable["part"] != "dummy", "repeat"].mean()
+        assert rows.loc["two seeds' agreement", title] == f"{repeat:.3f}"
+    assert not rows.loc["agreement across", ["z against shuffled matrices", "z against rotated matrices"]].any()
+
+
+def test_without_searches_the_table_has_the_experiments_own(saved, tmp_path):
+    rows = sensitivity.table("mnist-wide", saved[0], tmp_path).set_index("claim")
+    own = findings.regularizer_effects(saved[0], False).set_index(["regularizer", "assoc"]).loc["drop", "forward_jac"]
+    assert rows.loc["drop, forward_jac", "chain, refined (default)"] == with_interval(own, "change", "+.3f")
+
+
+def test_a_method_that_was_not_evaluated_is_left_out(saved, tmp_path):
+    found = saved[0]
+    kept = found._replace(
+        modules=found.modules[found.modules["assoc"] != "backward_hess"],
+        align=found.align[(found.align["assoc_a"] != "backward_hess") & (found.align["assoc_b"] != "backward_hess")],
     )
+    claims = sensitivity.table("mnist-wide", kept, tmp_path)["claim"]
+    assert "drop, backward_hess_norm" in set(claims) and "drop, backward_hess" not in set(claims)
 
 
 def test_single_repetitions_range_from_the_lowest_to_the_highest():
@@ -99,4 +158,7 @@ def test_single_repetitions_range_from_the_lowest_to_the_highest():
     for run, extra in enumerate((0.0, 0.1, 0.04)):
         rows = (found.modules["run"] == run) & np.isclose(found.modules["drop"], 0.65)
         found.modules.loc[rows, "score"] += extra
-    assert sensitivity.repetitions(found)["drop, forward_cov"] == "+0.130 … +0.230"
+        pairs = (found.align["run"] == run) & (found.align["part"] != "dummy")
+        found.align.loc[pairs, "element_sim"] += extra
+    ranges = sensitivity.repetitions(found)
+    assert ranges["drop, forward_cov"] == "+0.130 … +0.230" and ranges["agreement across"] == "0.300 … 0.400"

@@ -79,7 +79,9 @@ def agreement(results: Results, methods=PAPER_METHODS) -> pd.DataFrame:
             for name, at in (("lowest", points.idxmin()), ("highest", points.idxmax())):
                 row |= {name: points[at], f"{name}_at": point_name(at)}
             rows.append(row)
-    return pd.DataFrame(rows)
+    measures = [f"{name}{end}" for name in WITH_INTERVALS for end in ("", "_low", "_high")]
+    columns = ["condition", "group", "n", "points", *measures, "expected", "null", "significant"]
+    return pd.DataFrame(rows, columns=[*columns, "lowest", "lowest_at", "highest", "highest_at"])
 
 
 def point_name(point: tuple) -> str:

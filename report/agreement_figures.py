@@ -30,6 +30,8 @@ def agreement(table, authors=None):
 
     Args: authors: the same table of the original program's network, drawn as stars.
     """
+    if not len(table):
+        raise NothingToShow("No alignments of different methods in these tables.")
     fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.6), sharex=True)
     conditions = list(table["condition"].unique())
     styles = {"untrained": (UNTRAINED, "x"), "trained": (TRAINED, "o")}

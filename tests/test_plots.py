@@ -1,12 +1,15 @@
-"""Every figure can be drawn, shows the numbers of its table, and can be read."""
+"""Every figure can be drawn and read, and its artists have the values, colours, labels and places of the table."""
 
 import itertools
+import statistics
 
 import made_up
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import scipy.stats
 from matplotlib.colors import to_rgb
+from test_findings import key, network_means, points, untrained_of
 
 from associations import DOWNSTREAM, METHODS, UPSTREAM
 from report import (
@@ -14,7 +17,6 @@ from report import (
     agreement_figures,
     effect_figures,
     findings,
-    intervals,
     matrix_figures,
     module_figures,
     style,
@@ -115,25 +117,6 @@ def test_an_accuracy_of_one_is_in_the_figure():
     assert all(np.max(line.get_ydata()) < top for line in panel.lines)
 
 
-def test_lines_go_through_the_means_of_the_table(found):
-    drawn = module_figures.modules_by_layer(found, "drop")
-    panel = drawn.axes[METHODS.index("forward_jac")]
-    rows = findings.along(found.modules, "drop").query("assoc == 'forward_jac' and layer == 1")
-    means = rows.groupby("strength")["score"].mean()
-    lines = [line for line in panel.lines if len(line.get_xdata()) == len(means)]
-    assert any(np.allclose(line.get_ydata(), means) and np.allclose(line.get_xdata(), means.index) for line in lines)
-
-
-def test_bars_are_bootstrap_intervals(found):
-    rows = findings.along(found.modules, "drop").query("assoc == 'forward_jac' and layer == 0")
-    fig, ax = plt.subplots()
-    style.curve(ax, np.asarray, rows, "score")
-    bars = np.array([segment[:, 1] for segment in ax.collections[0].get_segments()])
-    means = intervals.means_by(rows, ["strength"], "score")
-    np.testing.assert_allclose(bars, means[["low", "high"]])
-    plt.close(fig)
-
-
 def test_the_band_is_one_to_three_standard_deviations_of_the_untrained(found):
     fig, ax = plt.subplots()
     values = findings.untrained(found.models)["test_acc"]
@@ -198,3 +181,382 @@ def test_each_panel_of_orders_states_q_of_the_matrix_under_those_clusters(found)
     m, k, labels = A.sum(), A.sum(0), b["clusters"].argmax(1)
     q = sum(A[np.ix_(labels == c, labels == c)].sum() / m - (k[labels == c].sum() / m) ** 2 for c in range(3))
     assert drawn.axes[1].get_xlabel() == f"Q = {q:.3f}"
+
+
+# ---- artists against the table --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def distinct():
+    return made_up.distinct()
+
+
+def error_bars(ax):
+    """{label: (x, y, low, high, data line)} of the curves and points with error bars in a panel, in their order."""
+    found = {}
+    for container in ax.containers:
+        line, _, bars = container.lines
+        if bars:  # the original program's stars have none
+            x, y = np.array(line.get_data(), dtype=float)
+            low, high = np.array([np.sort(segment[:, 1]) for segment in bars[0].get_segments()]).T
+            found[container.get_label()] = x, y, low, high, line
+    return found
+
+
+def bands(ax):
+    """[(colour, low, high)] of the shaded bands, sorted."""
+    patches = [patch for patch in ax.patches if not patch.get_hatch()]
+    edges = [(to_rgb(p.get_facecolor()), p.get_y(), p.get_y() + p.get_height()) for p in patches]
+    return sorted(edges)
+
+
+def assert_curve(drawn, values):
+    """Whether a curve shows the means of {strength: values of its networks}, and Student's intervals."""
+    _, y, low, high, _ = drawn
+    expected = [statistics.fmean(each) for each in values.values()]
+    np.testing.assert_allclose(y, expected, atol=1e-12)
+    bounds = [scipy.stats.ttest_1samp(each, 0).confidence_interval() for each in values.values()]
+    np.testing.assert_allclose(np.array([low, high]).T, bounds, atol=1e-9)
+
+
+def assert_band(band, values, color, sigmas=1):
+    mean, spread = statistics.fmean(values), sigmas * statistics.stdev(values)
+    np.testing.assert_allclose(band[0], to_rgb(color), atol=1e-9)
+    np.testing.assert_allclose(band[1:], [mean - spread, mean + spread], atol=1e-9)
+
+
+def at_strengths(found, regularizer, values):
+    """{strength: values of its networks}, strengths that are too much included."""
+    return {s: [values[n] for n in runs] for s, runs in points(found, regularizer, usable=False).items()}
+
+
+def legend_of(ax):
+    legend = ax.get_legend() or ax.figure.legends[0]
+    return [entry.get_text() for entry in legend.get_texts()]
+
+
+def test_accuracies_are_drawn_from_their_columns_beside_the_untrained_band(distinct):
+    drawn = training_figures.accuracy_vs_regularization(distinct.models)
+    for ax, regularizer in zip(drawn.axes, ("drop", "l1", "l2"), strict=True):
+        curves = error_bars(ax)
+        assert list(curves) == ["train", "val", "test"]
+        colors = [to_rgb(line.get_color()) for *_, line in curves.values()]
+        assert colors == [to_rgb(c) for c in ("0.6", "#56B4E9", "black")]
+        for name, curve in curves.items():
+            values = {key(row): row[f"{name}_acc"] for row in distinct.models.to_dict("records")}
+            assert_curve(curve, at_strengths(distinct, regularizer, values))
+        null = distinct.models.loc[distinct.models["part"] == "dummy", "test_acc"].tolist()
+        for band, sigmas in zip(bands(ax), (3, 2, 1), strict=True):
+            assert_band(band, null, style.BAND, sigmas)
+        assert ax.get_xlabel() == {"drop": "dropout", "l1": "L1 weight", "l2": "L2 weight"}[regularizer]
+    assert legend_of(drawn.axes[-1]) == ["train", "val", "test"]
+    assert [line.get_ydata()[0] for line in drawn.axes[0].lines if line.get_linestyle() == ":"] == [0.8]
+
+
+def test_each_row_of_the_norms_shows_its_own_column(distinct):
+    drawn = training_figures.norms_vs_regularization(distinct.models)
+    panels = np.array(drawn.axes).reshape(4, 3)
+    labels = ("L1 norm", "L2 norm", "nuclear norm", "share of weights\nbelow 0.001")
+    for row, name, text in zip(panels, ("l1_norm", "l2_norm", "nuc_norm", "sparsity"), labels, strict=True):
+        values = {key(each): each[name] for each in distinct.models.to_dict("records")}
+        assert row[0].get_ylabel() == text
+        for ax, regularizer in zip(row, ("drop", "l1", "l2"), strict=True):
+            (curve,) = error_bars(ax).values()
+            assert_curve(curve, at_strengths(distinct, regularizer, values))
+            assert_band(bands(ax)[0], [values[n] for n in untrained_of(distinct)], style.BAND, 3)
+
+
+def test_the_share_of_failures_and_where_it_is_too_much_are_shown(distinct):
+    drawn = training_figures.failures_vs_regularization(distinct.models)
+    failed = {key(row): float(row["test_acc"] < 0.8) for row in distinct.models.to_dict("records")}
+    for ax, regularizer in zip(drawn.axes, ("drop", "l1", "l2"), strict=True):
+        expected = [statistics.fmean(each) for each in at_strengths(distinct, regularizer, failed).values()]
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), expected)
+    titles = [ax.get_title() for ax in drawn.axes]
+    assert titles == ["no strength is too much", "too much from 0.01", "too much from 0.1"]
+
+
+@pytest.mark.parametrize("value", ["score", "num_clusters"])
+def test_each_method_has_its_curve_and_its_own_untrained_band_in_its_colour(distinct, value):
+    drawn = module_figures.modules_vs_regularization(distinct, value)
+    panels = np.array(drawn.axes).reshape(2, 3)
+    for row, family, title in zip(panels, (UPSTREAM, DOWNSTREAM), ("upstream", "downstream"), strict=True):
+        assert row[-1].get_legend().get_title().get_text() == title
+        assert legend_of(row[-1]) == [method.replace("_", " ") for method in family]
+        assert row[0].get_ylabel() == {"score": "modularity Q", "num_clusters": "number of clusters"}[value]
+        for ax, regularizer in zip(row, ("drop", "l1", "l2"), strict=True):
+            curves = error_bars(ax)
+            expected_bands = []
+            for method in family:
+                q = network_means(distinct.modules, value, assoc=method)
+                curve = curves[method.replace("_", " ")]
+                assert to_rgb(curve[-1].get_color()) == to_rgb(style.COLORS[method])
+                assert_curve(curve, at_strengths(distinct, regularizer, q))
+                expected_bands.append((to_rgb(style.COLORS[method]), [q[n] for n in untrained_of(distinct)]))
+            for band, (color, values) in zip(bands(ax), sorted(expected_bands), strict=True):
+                assert_band(band, values, color)
+
+
+def test_each_panel_by_layer_shows_its_method_each_line_its_layer_and_stars_the_original(distinct):
+    authors = distinct.modules.query("part == 'dummy' and run == 1000")
+    drawn = module_figures.modules_by_layer(distinct, "drop", authors=authors)
+    assert [ax.get_title() for ax in drawn.axes] == [method.replace("_", " ") for method in METHODS]
+    assert legend_of(drawn.axes[0]) == ["layer 0", "layer 1", "original\nprogram"]
+    for ax, method in zip(drawn.axes, METHODS, strict=True):
+        curves = [c for c in ax.containers]
+        assert len(curves) == 2
+        stars = [line for line in ax.lines if line.get_marker() == "*"]
+        for layer, (container, star) in enumerate(zip(curves, stars, strict=True)):
+            q = network_means(distinct.modules, "score", assoc=method, layer=layer)
+            x, y = np.array(container.lines[0].get_data(), dtype=float)
+            expected = at_strengths(distinct, "drop", q)
+            np.testing.assert_allclose(x, list(expected))
+            np.testing.assert_allclose(y, [statistics.fmean(each) for each in expected.values()])
+            color = container.lines[0].get_color()
+            null = [q[n] for n in untrained_of(distinct)]
+            (band,) = [band for band in bands(ax) if np.allclose(band[0], color)]
+            assert_band(band, null, color)
+            assert star.get_ydata()[0] == q[untrained_of(distinct)[0]] and star.get_xdata()[0] == 0
+    pale, dark = (sum(to_rgb(c.lines[0].get_color())) for c in drawn.axes[0].containers)
+    assert pale > dark  # darker with depth
+
+
+def test_curves_against_depth_are_those_of_their_condition(distinct):
+    drawn = module_figures.modules_vs_depth(distinct)
+    expected = {
+        "untrained (n = 4)": untrained_of(distinct),
+        "L2 weight 1e-5 (n = 3)": points(distinct, "l2")[1e-5],
+        "dropout 0.6 (n = 3)": points(distinct, "drop")[0.6],
+        "L1 weight 0.001 (n = 3)": points(distinct, "l1")[1e-3],
+        "L2 weight 0.01 (n = 3)": points(distinct, "l2")[1e-2],
+    }
+    assert legend_of(drawn.axes[0]) == list(expected)
+    colors = [style.UNTRAINED, style.TRAINED, *(grids.REGULARIZERS[name].color for name in ("drop", "l1", "l2"))]
+    for ax, method in zip(drawn.axes, METHODS, strict=True):
+        assert ax.get_title() == method.replace("_", " ")
+        layers = [network_means(distinct.modules, "score", assoc=method, layer=layer) for layer in (0, 1)]
+        for (name, networks), color in zip(expected.items(), colors, strict=True):
+            curve = error_bars(ax)[name]
+            assert_curve(curve, {layer: [q[n] for n in networks] for layer, q in enumerate(layers)})
+            assert to_rgb(curve[-1].get_color()) == to_rgb(color)
+
+
+def test_boxes_points_and_bars_of_the_null_are_those_of_their_method(distinct):
+    drawn = module_figures.null_distributions(distinct)
+    names = [tick.get_text().replace("\n", " ") for tick in drawn.axes[1].get_xticklabels()]
+    assert names == [method.replace("_", " ") for method in METHODS]
+    for ax, value in zip(drawn.axes, ("score", "num_clusters"), strict=True):
+        for i, method in enumerate(METHODS):
+            rows = [row for row in distinct.modules.to_dict("records") if row["assoc"] == method]
+            null = [row for row in rows if row["part"] == "dummy"]
+            base = [row for row in rows if row["part"] == "l2" and row["l2"] == 1e-5]
+            lines = [line for line in ax.lines if len(line.get_xdata())]
+            here = [line for line in lines if i - 0.5 < np.mean(line.get_xdata()) < i + 0.5]
+            (dots,) = [
+                line for line in here if line.get_marker() == style.MARKERS[method] and len(line.get_xdata()) == 6
+            ]
+            assert sorted(dots.get_ydata()) == sorted(row[value] for row in base)
+            thick = [line for line in here if line.get_linewidth() > 0.8 and len(line.get_xdata()) == 2]
+            medians = [line for line in thick if line.get_color() == "black"]
+            heights = [line.get_ydata()[0] for line in medians]
+            assert statistics.median(row[value] for row in null) == pytest.approx(heights[0])
+            if value == "score":
+                expected = [statistics.fmean(row["null_mean"] for row in each) for each in (null, base)]
+                assert heights[1:] == pytest.approx(expected)
+                assert np.mean(medians[1].get_xdata()) < i < np.mean(medians[2].get_xdata())
+
+
+def test_effects_stand_in_the_row_of_their_method_with_their_sign(distinct):
+    table = findings.regularizer_effects(distinct, per_layer=False)
+    drawn = effect_figures.effects(table)
+    ticks = dict(zip((t.get_text() for t in drawn.axes[0].get_yticklabels()), drawn.axes[0].get_yticks(), strict=True))
+    assert list(ticks) == [method.replace("_", " ") for method in METHODS]
+    at = {"drop": "dropout up to 0.6", "l1": "L1 weight up to 0.001", "l2": "L2 weight up to 0.01"}
+    for ax, regularizer in zip(drawn.axes, at, strict=True):
+        assert ax.get_title() == at[regularizer]
+        rows = table[table["regularizer"] == regularizer].set_index("assoc")
+        for container in ax.containers:
+            line, _, (bars,) = container.lines
+            (method,) = [m for m in METHODS if to_rgb(style.COLORS[m]) == to_rgb(line.get_color())]
+            assert line.get_ydata()[0] == ticks[method.replace("_", " ")]
+            assert line.get_xdata()[0] == rows.loc[method, "change"]
+            low, high = sorted(bars.get_segments()[0][:, 0])
+            np.testing.assert_allclose([low, high], rows.loc[method, ["change_low", "change_high"]].astype(float))
+            (rho,) = [text.get_text() for text in ax.texts if text.xy[1] == line.get_ydata()[0]]
+            assert rho == f"ρ = {rows.loc[method, 'rho']:.2f}".replace("-", "−")
+
+
+def test_q_at_equal_accuracy_is_drawn_against_mean_accuracy_by_regularizer(distinct):
+    drawn = effect_figures.modularity_at_accuracy(distinct)
+    accuracies = {key(row): row["test_acc"] for row in distinct.models.to_dict("records")}
+    assert legend_of(drawn.axes[0]) == ["dropout", "L1 weight", "L2 weight"]
+    for ax, method in zip(drawn.axes, METHODS, strict=True):
+        assert ax.get_title() == method.replace("_", " ") and ax.xaxis_inverted()
+        q = network_means(distinct.modules, "score", assoc=method)
+        for regularizer in ("drop", "l1", "l2"):
+            curve = error_bars(ax)[grids.REGULARIZERS[regularizer].label]
+            runs = points(distinct, regularizer)
+            np.testing.assert_allclose(
+                curve[0], [statistics.fmean(map(accuracies.get, each)) for each in runs.values()]
+            )
+            assert_curve(curve, {strength: [q[n] for n in each] for strength, each in runs.items()})
+            assert to_rgb(curve[-1].get_color()) == to_rgb(grids.REGULARIZERS[regularizer].color)
+
+
+def test_networks_are_drawn_by_q_and_accuracy_in_the_colour_of_their_grid(distinct):
+    drawn = effect_figures.modularity_vs_accuracy(distinct, findings.accuracy_correlations(distinct))
+    correlations = findings.accuracy_correlations(distinct).set_index("assoc")
+    accuracies = {key(row): row["test_acc"] for row in distinct.models.to_dict("records")}
+    assert legend_of(drawn.axes[0]) == ["dropout grid", "L1 weight grid", "L2 weight grid"]
+    for ax, method in zip(drawn.axes, METHODS, strict=True):
+        q = network_means(distinct.modules, "score", assoc=method)
+        row = correlations.loc[method]
+        head, overall, matched = ax.get_title().split("\n")
+        assert head == method.replace("_", " ")
+        assert overall == f"ρ = {row['overall']:.2f}, matched {row['matched']:.2f}".replace("-", "−")
+        assert matched == f"[{row['low']:.2f}, {row['high']:.2f}]".replace("-", "−")
+        for line, part in zip(ax.lines, ("drop", "l1", "l2"), strict=True):
+            runs = [n for runs in points(distinct, part).values() for n in runs if n[0] == part]
+            assert sorted(zip(*line.get_data(), strict=True)) == sorted((q[n], accuracies[n]) for n in runs)
+            assert to_rgb(line.get_color()) == to_rgb(grids.REGULARIZERS[part].color)
+
+
+def shown(ax):
+    return np.asarray(ax.images[0].get_array())
+
+
+def by_cluster(row):
+    """A matrix with the units of its clusters side by side, largest cluster first, by plain sorting."""
+    labels = row.clusters.argmax(1)
+    sizes = [int((labels == c).sum()) for c in range(row.clusters.shape[1])]
+    ranks = sorted(range(len(sizes)), key=lambda c: (-sizes[c], c))
+    units = sorted(range(len(labels)), key=lambda u: (ranks.index(labels[u]), u))
+    return row.adj[np.ix_(units, units)], units
+
+
+def test_matrices_are_shown_as_numbered_and_below_sorted_by_their_own_clusters(distinct):
+    weakest = distinct.examples.query("part == 'l2' and layer == 0")
+    rows = {row.assoc: row for row in weakest.itertuples()}
+    panels = np.array(matrix_figures.sorted_matrices(weakest).axes).reshape(2, 2, 4)
+    for (above, below), family in zip(panels, (UPSTREAM, DOWNSTREAM), strict=True):
+        for numbered, grouped, method in zip(above, below, family, strict=True):
+            assert numbered.get_title() == method.replace("_", " ")
+            assert grouped.get_title() == f"Q = {rows[method].score:.3f}, 3 clusters"
+            np.testing.assert_array_equal(shown(numbered), rows[method].adj)
+            np.testing.assert_array_equal(shown(grouped), by_cluster(rows[method])[0])
+        assert above[0].get_ylabel() == "units as numbered" and below[0].get_ylabel() == "units by cluster"
+
+
+def test_rows_are_matrices_and_columns_the_clusters_that_order_them(distinct):
+    weakest = distinct.examples.query("part == 'l2' and layer == 0")
+    rows = {row.assoc: row for row in weakest.itertuples()}
+    panels = np.array(matrix_figures.matrices_in_each_order(weakest).axes).reshape(4, 4)
+    for line, a in zip(panels, matrix_figures.SHOWN, strict=True):
+        assert line[0].get_ylabel() == f"{a.replace('_', ' ')}\nmatrix"
+        for ax, b in zip(line, matrix_figures.SHOWN, strict=True):
+            units = by_cluster(rows[b])[1]
+            np.testing.assert_array_equal(shown(ax), rows[a].adj[np.ix_(units, units)])
+    titles = [ax.get_title() for ax in panels[0]]
+    assert titles == [f"by {b.replace('_', ' ')}\nclusters" for b in matrix_figures.SHOWN]
+
+
+def test_columns_go_from_untrained_to_much_dropout_and_rows_are_methods(distinct):
+    panels = np.array(matrix_figures.matrices_vs_dropout(distinct.examples).axes).reshape(4, 4)
+    assert [ax.get_title() for ax in panels[0]] == ["untrained", "dropout 0", "dropout 0.1", "dropout 0.6"]
+    chosen = [("dummy", 0.0), ("l2", 0.0), ("drop", 0.1), ("drop", 0.6)]
+    for line, method in zip(panels, matrix_figures.SHOWN, strict=True):
+        assert line[0].get_ylabel() == method.replace("_", " ")
+        for ax, (part, drop) in zip(line, chosen, strict=True):
+            t = distinct.examples
+            rows = t[(t["part"] == part) & (t["drop"] == drop) & (t["assoc"] == method) & (t["layer"] == 0)]
+            (row,) = rows.itertuples()
+            np.testing.assert_array_equal(shown(ax), by_cluster(row)[0])
+            assert ax.get_xlabel() == f"Q = {row.score:.3f}"
+
+
+def test_agreement_stands_above_its_group_in_the_colour_of_its_condition(distinct):
+    table = agreement.agreement(distinct)
+    drawn = agreement_figures.agreement(table, table)
+    names = ["untrained (n = 4)", "trained (n = 39)", "dropout (n = 18)", "L1 weight (n = 9)", "L2 weight (n = 12)"]
+    assert legend_of(drawn.axes[0]) == [*names, "original program, MNIST (n = 1)"]
+    colors = [style.UNTRAINED, style.TRAINED, *(grids.REGULARIZERS[name].color for name in ("drop", "l1", "l2"))]
+    conditions = ("untrained", "trained", "drop", "l1", "l2")
+    for ax, measure in zip(drawn.axes, ("element_sim", "adjusted", "rmi_norm"), strict=True):
+        groups = [tick.get_text().replace("\n", " ") for tick in ax.get_xticklabels()]
+        assert groups == ["within upstream", "within downstream", "across"]
+        curves = error_bars(ax)
+        for name, condition, color in zip(names, conditions, colors, strict=True):
+            rows = table[table["condition"] == condition].set_index("group").loc[groups]
+            x, y, low, high, line = curves[name]
+            np.testing.assert_allclose(y, rows[measure])
+            np.testing.assert_allclose([low, high], rows[[f"{measure}_low", f"{measure}_high"]].to_numpy().T)
+            assert np.round(x).tolist() == [0, 1, 2] and to_rgb(line.get_color()) == to_rgb(color)
+    dashes = [segment for collection in drawn.axes[0].collections for segment in collection.get_segments()]
+    flat = sorted(s[0][1] for s in dashes if s[0][1] == s[1][1] and s[0][0] != s[1][0])
+    within = table[table["group"] != agreement.OWN_FORMS]
+    np.testing.assert_allclose(flat, sorted(within["expected"]))
+
+
+def test_matrices_of_agreement_hold_means_in_order_and_the_difference_is_last_less_first(distinct):
+    a, b = findings.untrained(distinct.align), findings.trained(distinct.align)
+    drawn = agreement_figures.alignment_matrices({"a": a, "b": b}, "rmi_norm", difference=True)
+    panels = [ax for ax in drawn.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == ["a (n = 4)", "b (n = 45)", "difference"]
+    first, last = (agreement.alignment_matrix(table, "rmi_norm").to_numpy() for table in (a, b))
+    for ax, values in zip(panels, (first, last, last - first), strict=True):
+        np.testing.assert_allclose(shown(ax), values)
+        written = [text.get_text().replace("-.", "-0.") for text in ax.texts]
+        np.testing.assert_allclose([float(text) for text in written], values.ravel(), atol=0.0051)
+    names = [tick.get_text() for tick in panels[0].get_yticklabels()]
+    assert names == [method.replace("_", " ") for method in METHODS]
+    bar = next(ax for ax in drawn.axes if not ax.get_title())
+    assert bar.get_xlabel() == "reduced mutual information (normalized)"
+
+
+def test_correlations_of_measures_stand_in_their_rows_and_columns(distinct):
+    drawn = agreement_figures.measure_correlations(distinct.align)
+    ax, names = drawn.axes[0], list(agreement_figures.MEASURES)
+    np.testing.assert_allclose(shown(ax), agreement.measure_correlations(distinct.align, names))
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == list(agreement_figures.MEASURES.values())
+    assert [tick.get_text().replace("\n", "_") for tick in ax.get_xticklabels()] == names
+
+
+# ---- what is missing ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("methods", [METHODS[:5], METHODS[1:], METHODS[:1], METHODS[4:6]], ids=len)
+def test_figures_show_the_methods_that_are_present(distinct, methods):
+    align = distinct.align
+    kept = distinct._replace(
+        modules=distinct.modules[distinct.modules["assoc"].isin(methods)],
+        align=align[align["assoc_a"].isin(methods) & align["assoc_b"].isin(methods)],
+        examples=distinct.examples[distinct.examples["assoc"].isin(methods)],
+    )
+    names = [method.replace("_", " ") for method in methods]
+    assert [ax.get_title() for ax in module_figures.modules_by_layer(kept, "l1").axes] == names
+    assert [ax.get_title() for ax in module_figures.modules_vs_depth(kept).axes] == names
+    effects = effect_figures.effects(findings.regularizer_effects(kept, False))
+    assert [tick.get_text() for tick in effects.axes[0].get_yticklabels()] == names
+    layer = kept.examples.query("part == 'l2' and layer == 0")
+    assert len(matrix_figures.sorted_matrices(layer).axes) == 2 * len(methods)
+    for draw in (matrix_figures.matrices_in_each_order, matrix_figures.matrices_vs_dropout):
+        assert draw(layer).axes
+    module_figures.modules_vs_regularization(kept)
+    agreement_figures.agreement(agreement.agreement(kept))
+    drawn = agreement_figures.alignment_matrices({"a": kept.align})
+    assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()] == names
+
+
+def test_what_cannot_be_drawn_says_why(distinct):
+    nothing = type(distinct)(*(table.iloc[:0] for table in distinct))
+    untrained = type(distinct)(*(findings.untrained(table) for table in distinct))
+    drawn = [
+        agreement_figures.alignment_matrices({}),
+        agreement_figures.alignment_matrices({"a": nothing.align}, difference=True),
+        agreement_figures.measure_correlations(nothing.align),
+        effect_figures.effects(findings.regularizer_effects(untrained, False)),
+        effect_figures.modularity_at_accuracy(untrained),
+        training_figures.accuracy_vs_regularization(untrained.models),
+        module_figures.modules_vs_regularization(untrained),
+    ]
+    assert all(len(fig.axes[0].texts) == 1 and fig.axes[0].texts[0].get_text().endswith(".") for fig in drawn)

@@ -7,7 +7,6 @@
 experiments.
 """
 
-import argparse
 import itertools
 import math
 import numbers
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from associations import DOWNSTREAM, METHODS, PAIRS, UPSTREAM
 from study import checkpoints, grids
-from study.cli import UserError, one_line_errors
+from study.cli import Parser, UserError, one_line_errors
 from study.files import FileError
 
 ACCURACIES = ("train_acc", "val_acc", "test_acc")
@@ -120,7 +119,7 @@ def _plain(spec):
     spec = dict(spec)
     for name in {*grids.REGULARIZERS, "run"} & set(spec):
         value = spec[name]
-        if not isinstance(value, numbers.Real) or (name == "run" and value != int(value)):
+        if not isinstance(value, numbers.Real) or (name == "run" and not float(value).is_integer()):
             raise UserError(f"the model spec {spec} has {name} {value!r}, which is no number of that kind")
         spec[name] = int(value) if name == "run" else float(value)
     return spec
@@ -367,7 +366,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", nargs="+", type=Path, help="evaluated checkpoints")
     parser.add_argument("--plot", action="store_true", help="draw the association matrices of one layer into figures/")
     parser.add_argument("--layer", type=int, default=0, help="the layer to draw, from 0 (default)")

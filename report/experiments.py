@@ -3,7 +3,6 @@
 python -m report.experiments EXPERIMENT   says in one line what there is
 """
 
-import argparse
 import hashlib
 import inspect
 from pathlib import Path
@@ -18,7 +17,7 @@ from comparison import expected_similarity_of_sizes
 from report import tables
 from study import grids, runs
 from study.checkpoints import BASIC_METRICS
-from study.cli import UserError, one_line_errors
+from study.cli import Parser, UserError, one_line_errors
 from study.files import FileError
 
 RECORDED = ("epochs", "seconds", "torch", "commit", "processor", "capability")  # of each training, in its run.json
@@ -262,7 +261,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("experiment", help=", ".join(grids.EXPERIMENTS))
     with one_line_errors("report"):
         main(parser.parse_args())

@@ -9,7 +9,6 @@ The searches are the plain Monte Carlo chain (as the study's original program cl
 (as evaluation does). Computing takes about two CPU seconds a network.
 """
 
-import argparse
 import itertools
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -201,7 +200,7 @@ def repetitions(found):
 
 
 def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = cli.Parser(description=__doc__)
     p.add_argument("experiment", help=", ".join(grids.EXPERIMENTS))
     p.add_argument("--compute", action="store_true", help="cluster again first; needs the evaluated checkpoints")
     p.add_argument("--folder", type=Path, default=FOLDER, help="where the tables are")

@@ -6,7 +6,6 @@ python -m report.summary EXPERIMENT --save     also writes the experiment's tabl
                                                notebook opens where the checkpoints are not at hand
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from report.agreement import GROUPS, RAW_METHODS, agreeing_across, agreement, ag
 from report.intervals import mean_and_interval
 from report.text import markdown, number, setting, with_interval
 from study import grids
-from study.cli import one_line_errors
+from study.cli import Parser, one_line_errors
 
 UPSTREAM_EXAMPLE, DOWNSTREAM_EXAMPLE = "forward_jac", "backward_jac"
 SIGNIFICANT = 0.05
@@ -263,7 +262,7 @@ def agreement_table(found):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("experiment", help=", ".join(grids.EXPERIMENTS))
     parser.add_argument("--tables", action="store_true", help="print Q at each strength and both findings")
     parser.add_argument("--save", action="store_true", help="write the experiment's tables")

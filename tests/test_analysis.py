@@ -1,7 +1,9 @@
 """Tables from checkpoints: which rows, which values, what happens to what is missing or broken."""
 
+import argparse
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +19,7 @@ from associations import METHODS, PAIRS
 from report import experiments, summary, tables
 from study import grids, jobs, runs
 from study.cli import UserError
+from study.files import FileError
 
 SPEC = {"dataset": "mnist", "task": "sup", "l2": 1e-5, "l1": 0.0, "drop": 0.3, "run": 1}
 
@@ -365,3 +368,217 @@ def test_the_summary_of_an_experiment_has_five_lines(tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 5 and "12 trained and 4 untrained networks" in lines[0] and "(n = 2)" in lines[1]
     assert "0.100 without dropout" in lines[2].replace("0.099", "0.100").replace("0.101", "0.100")
+
+
+# ---- what users write, and what they find ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["dropout", "L2", "lr", "part"])
+def test_an_unknown_field_of_a_spec_is_refused(logs, field):
+    with pytest.raises(UserError, match=f"unknown field '{field}'"):
+        load_data_as_table([SPEC | {field: 0.3}], ["test_acc"], logs)
+
+
+@pytest.mark.parametrize("run", [1.5, "1", None, float("nan")])
+def test_a_run_that_is_no_number_is_refused(logs, run):
+    with pytest.raises(UserError, match="run"):
+        load_data_as_table([SPEC | {"run": run}], ["test_acc"], logs)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"run": np.int64(1)},
+        {"run": 1.0},
+        {"drop": np.arange(0.1, 0.5, 0.1)[2], "l2": np.float64(1e-5)},
+        {"drop": np.float32(0.3), "l1": 0},
+    ],
+    ids=str,
+)
+def test_numbers_name_the_same_run_whatever_their_type(logs, numbers, capsys):
+    table = load_data_as_table([SPEC | numbers], ["test_acc"], logs)
+    assert table["test_acc"].item() == 0.5 and table["run"].item() == 1 and capsys.readouterr().err == ""
+    assert load_data_as_table([SPEC | {"l2": 1e-5, "l1": 1}], ["test_acc"], logs)["test_acc"].isna().item()
+
+
+def test_the_layers_are_those_that_were_evaluated(demo):
+    spec = grids.specs("demo", "drop")[0]
+    write(demo / "logs-demo-drop", spec, made_up.evaluated(spec, layers=3), "weights/best.ckpt")
+    found = experiments.load_experiment("demo", demo)
+    assert len(found.models) == 20 and len(found.modules) == 19 * 16 + 24 and len(found.align) == 19 * 72 + 108
+    assert found.modules.groupby("layer").size().to_dict() == {0: 160, 1: 160, 2: 8}
+
+
+def test_methods_that_were_not_evaluated_have_no_rows_and_one_line(demo, capsys):
+    for spec in grids.specs("demo", "l2"):
+        content = made_up.evaluated(spec)
+        del content["modules"]["backward_hess"], content["modules"]["forward_cov_norm"]
+        write(demo / "logs-demo-l2", spec, content, "weights/best.ckpt")
+    found = experiments.load_experiment("demo", demo)
+    assert len(found.models) == 20 and len(found.modules) == 14 * 16 + 6 * 12
+    assert capsys.readouterr().err.splitlines()[1:] == ["  modules.* (2 entries): not in 6 of 6 checkpoints"]
+
+
+def test_an_optional_field_that_some_lack_is_neither_reported_nor_in_the_way_of_the_cache(demo, capsys, monkeypatch):
+    spec = grids.specs("demo", "l2")[0]
+    content = made_up.evaluated(spec)
+    content["modules"]["forward_cov"][0] |= {"score_without_silent": 0.125, "silent": 3.0}
+    write(demo / "logs-demo-l2", spec, content, "weights/best.ckpt")
+    first = experiments.load_experiment("demo", demo)
+    assert first.modules["score_without_silent"].dropna().tolist() == [0.125]
+    assert first.modules["silent"].dropna().tolist() == [3.0] and capsys.readouterr().err == ""
+    monkeypatch.setattr(experiments, "_examples", lambda *_: first.examples)
+    monkeypatch.setattr(analysis, "table_of", lambda *_: pytest.fail("read the checkpoints again"))
+    pd.testing.assert_frame_equal(experiments.load_experiment("demo", demo).modules, first.modules)
+
+
+def test_a_field_that_all_lack_is_one_line_not_hundreds(demo, capsys):
+    for spec in grids.specs("demo", "drop"):
+        content = made_up.evaluated(spec)
+        for layers in content["modules"].values():
+            for entry in layers:
+                del entry["z"]
+        write(demo / "logs-demo-drop", spec, content, "weights/best.ckpt")
+    experiments.load_experiment("demo", demo)
+    assert capsys.readouterr().err.splitlines()[1:] == ["  modules.*.*.z (16 entries): not in 6 of 6 checkpoints"]
+
+
+# ---- caches ---------------------------------------------------------------------------------------------------------
+
+
+def cache_of(demo):
+    (path,) = demo.glob("logs-demo-l2/.table-*")
+    return path
+
+
+@pytest.mark.parametrize("damage", ["truncated", "nonsense", "another table", "a table of no origin"])
+def test_a_damaged_cache_is_made_again(demo, damage):
+    first = experiments.load_experiment("demo", demo)
+    path = cache_of(demo)
+    whole = path.read_bytes()
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "nonsense": b"PAR1"}.get(damage, whole))
+    if damage == "another table":
+        (other,) = demo.glob("logs-demo-drop/.table-*")
+        path.write_bytes(other.read_bytes())
+    if damage == "a table of no origin":
+        pd.DataFrame({"a": [1]}).to_parquet(path)
+    again = experiments.load_experiment("demo", demo)
+    for a, b in zip(first[:3], again[:3], strict=True):
+        pd.testing.assert_frame_equal(a, b)
+    assert tables.load_table(path).attrs["made_from"] in path.name
+
+
+def test_a_cache_is_bound_to_the_very_files_and_the_code_that_made_it(demo, monkeypatch):
+    experiments.load_experiment("demo", demo)
+    spec = grids.specs("demo", "l2")[0]
+    path = demo / "logs-demo-l2" / grids.uid(**spec) / "weights" / "best.ckpt"
+    before = path.stat()
+    write(demo / "logs-demo-l2", spec, made_up.evaluated(spec, score=0.75), "weights/best.ckpt")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -p` and `rsync -a` leave it
+    assert path.stat().st_size == before.st_size
+    assert experiments.load_experiment("demo", demo).modules["score"].max() == 0.75
+    name = cache_of(demo).name
+    monkeypatch.setattr(experiments.inspect, "getsource", lambda module: f"another version of {module}")
+    experiments.load_experiment("demo", demo)
+    assert cache_of(demo).name != name
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(demo, monkeypatch):
+    def full(*_):
+        raise FileError("no space left")
+
+    monkeypatch.setattr(tables, "write_bytes", full)
+    assert len(experiments.load_experiment("demo", demo).models) == 20
+    assert not list(demo.glob("*/.table-*")) and not list(demo.glob("*/*.tmp"))
+
+
+def test_old_tables_get_the_defaults_of_newer_regularizers_and_their_chance_level(monkeypatch):
+    found = made_up.results("demo")
+    found.modules["dead"] = 0.0
+    old = [table.drop(columns=["l1", "element_sim_expected"], errors="ignore") for table in found]
+    new = experiments.complete(experiments.Results(*old))
+    assert all((table["l1"] == 0).all() for table in new)
+    assert new.align["element_sim_expected"].notna().all()
+
+
+# ---- one checkpoint -------------------------------------------------------------------------------------------------
+
+
+def test_combined_matrices_are_in_the_summary_of_a_checkpoint(tmp_path):
+    content = made_up.evaluated(SPEC)
+    content["modules"]["forward_cov_combined"] = [content["modules"]["forward_cov"][0] | {"score": 0.625}]
+    table = analysis.checkpoint_summary(write(tmp_path, SPEC, content))
+    assert len(table) == 17 and table["layer"].iloc[-1] == "all" and table["Q"].iloc[-1] == 0.625
+    assert table["method"].astype(str).iloc[-1] == "forward_cov_combined"
+
+
+def test_figures_are_named_by_run_file_and_layer():
+    name = analysis.figure_name
+    assert name("logs/a_run=1/weights/best.ckpt", 0) == "matrices-a_run=1-best-layer-0"
+    assert name("logs-x-dummy/a_run=1000/dummy.ckpt", 1) == "matrices-a_run=1000-dummy-layer-1"
+    paths = [f"logs-x-dummy/{grids.uid('mnist', run=run)}/dummy.ckpt" for run in range(1000, 1004)]
+    assert len({name(path, 0) for path in paths}) == 4
+
+
+@pytest.mark.parametrize("modules", [None, [], {"forward_cov": None}, {"forward_cov": [None]}, {"forward_cov": 3}])
+def test_modules_of_another_form_are_one_line(tmp_path, modules, capsys):
+    path = write(tmp_path, SPEC, made_up.evaluated(SPEC) | {"modules": modules})
+    with pytest.raises(UserError, match=r"not evaluated|evaluate it again"):
+        analysis.checkpoint_summary(path)
+    assert load_data_as_table([SPEC], ["modules.forward_cov.0.score"], tmp_path)["score"].isna().all()
+    assert grids.uid(**SPEC) in capsys.readouterr().err or modules is None
+
+
+@pytest.mark.parametrize("layer", ["9", "2", "-1"])
+def test_a_layer_that_is_not_there_is_one_line(logs, layer):
+    path = logs / grids.uid(**SPEC) / "weights" / "last.ckpt"
+    with pytest.raises(UserError, match=f"no layer {layer}; its layers are 0 to 1"):
+        analysis.main(argparse.Namespace(checkpoint=[path], layer=int(layer), plot=True))
+
+
+def test_a_reader_that_stops_early_is_no_error(logs):
+    path = logs / grids.uid(**SPEC) / "weights" / "last.ckpt"
+    command = f"{sys.executable} {made_up.REPOSITORY / 'analysis.py'} {' '.join([str(path)] * 40)} | head -n 1"
+    done = subprocess.run(command, shell=True, cwd=logs, capture_output=True, text=True)
+    assert done.stdout == f"{path}\n" and done.stderr == ""
+
+
+def test_loading_tables_does_not_import_matplotlib():
+    code = "import sys; from report import summary, sensitivity, experiments; experiments.original_program()"
+    done = run("-c", f"{code}; print('matplotlib' in sys.modules)", cwd=made_up.REPOSITORY)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_a_method_and_a_regularizer_more_in_their_tables_are_everywhere(tmp_path):
+    for name in ("study", "report", "numerics", "models"):
+        shutil.copytree(made_up.REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [*made_up.REPOSITORY.glob("*.py"), made_up.REPOSITORY / "tests" / "made_up.py"]:
+        shutil.copy(path, tmp_path)
+    table = tmp_path / "associations.py"
+    line = '    Method("backward_new", "downstream", "#123456", "v", shown=True),\n)\nMETHODS ='
+    table.write_text(table.read_text().replace(")\nMETHODS =", line, 1))
+    done = subprocess.run([sys.executable, "-c", EXTENDED], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["9", "noise", "noise", "9", "5", "9"]
+
+
+EXTENDED = """
+from study import grids
+grids.REGULARIZERS["noise"] = grids.Regularizer("input noise", 0.0, "linear", "#654321", "*")
+grids.PARTS = (*grids.REGULARIZERS, "dummy")
+import made_up
+import numpy as np
+from report import effect_figures, experiments, findings, matrix_figures, module_figures, summary
+found = made_up.results("demo")
+tables = []
+for table in found[:3]:  # the noise grid: the networks with dropout as it would be without
+    extra = table[table["part"] == "drop"].assign(part="noise", noise=lambda t: t["drop"], drop=0.0)
+    import pandas as pd
+    tables.append(pd.concat([table.assign(noise=0.0).astype({"part": str}), extra]))
+found = experiments.complete(experiments.Results(*tables, found.examples))
+effects = findings.regularizer_effects(found, False)
+print(len(effects["assoc"].unique()), effects["regularizer"].iloc[0], findings.present_regularizers(found.models)[0])
+print(len(module_figures.modules_vs_depth(found).axes))
+print(len(set(findings.per_network(found.modules, ["score"]).columns) & {"part", "l2", "l1", "drop", "noise"}))
+print(len(module_figures.modules_by_layer(found, "noise").axes))
+"""

@@ -173,14 +173,6 @@ def test_lost_permissions_give_one_line_and_leave_the_file(path):
 # Writing
 
 
-def test_writing_syncs_the_file_then_renames_then_syncs_the_folder(path, monkeypatch):
-    calls, fsync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
-    checkpoints.write(path, {})
-    assert calls[0].endswith(".tmp") and calls[1:] == ["rename", str(path.parent)]
-
-
 @pytest.mark.parametrize("step", ["fsync", "replace", "fchmod"])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_at_any_step_leaves_the_old_file_and_nothing_else(path, monkeypatch, step, error):
@@ -329,3 +321,26 @@ def test_links_move_with_their_folder_and_survive_writing(weights, tmp_path):
 def test_json_goes_through_the_same_door(tmp_path):
     files.write_bytes(tmp_path / "run.json", b'{"a": 1}')
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}
+
+
+def test_what_is_written_or_linked_is_on_disk_before_and_after_it_takes_its_place(path, monkeypatch):
+    """The new content before it has the name, and the name before anything follows: else a power cut loses both."""
+    done = []
+
+    def recorded(name, function):
+        def call(*args):
+            done.append((name, os.readlink(f"/dev/fd/{args[0]}") if name == "fsync" else str(args[1])))
+            return function(*args)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, recorded(name, getattr(os, name)))
+    folder = str(path.parent.resolve())
+    checkpoints.write(path, {})
+    (first, scratch), *others = done
+    assert first == "fsync" and scratch.startswith(f"{folder}/.a.ckpt.")
+    assert others == [("replace", f"{folder}/a.ckpt"), ("fsync", folder)]
+    done.clear()
+    checkpoints.link_best(path.parent, path)
+    assert done == [("replace", f"{path.parent}/best.ckpt"), ("fsync", folder)]

@@ -12,6 +12,7 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = ("data", "figures")  # at the top of the project, as are logs-*: what users' commands make, perhaps meanwhile
+CACHES = {"__pycache__", ".pytest_cache", ".hypothesis", ".ruff_cache"}
 
 
 def files_in(project):
@@ -20,16 +21,16 @@ def files_in(project):
     for folder, inner, files in os.walk(project):
         if Path(folder) == Path(project):
             inner[:] = [name for name in inner if name not in MADE and not name.startswith("logs")]
-        inner[:] = [name for name in inner if name != "__pycache__" and not name.startswith(".")]
+        inner[:] = [name for name in inner if name not in CACHES and not name.startswith(".")]
         found |= {os.path.relpath(os.path.join(folder, name), project) for name in files}
-    return {name for name in found if name != "__pycache__" and not name.endswith((".pyc", ".nbi", ".nbc"))}
+    return {name for name in found - CACHES if not name.endswith((".pyc", ".nbi", ".nbc"))}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _checkout_is_left_as_it_was():
     before = files_in(ROOT)
     yield
-    new = sorted(files_in(ROOT) - before - {".pytest_cache"})
+    new = sorted(files_in(ROOT) - before)
     assert not new, f"tests must write under tmp_path only, but made {', '.join(new)}"
 
 

@@ -32,6 +32,7 @@ def parser(description: str = "") -> Parser:
 
 
 def epochs(text: str) -> int:
+    """A number of epochs."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number from 0, not {text!r}")
     return int(text)
@@ -46,6 +47,7 @@ def run_range(text: str) -> range:
 
 
 def json_object(text: str) -> dict:
+    """The dict that some JSON stands for."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

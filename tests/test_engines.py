@@ -238,7 +238,7 @@ def finish(experiment):
 def script(*words, cwd=None, **environment):
     """Runs one of the scripts, as `bash train.sh …` does."""
     return subprocess.run(
-        ["bash", *words], env=os.environ | environment, cwd=cwd, capture_output=True, text=True, timeout=60
+        ["bash", *words], env=os.environ | environment, cwd=cwd, capture_output=True, text=True, timeout=120
     )
 
 
@@ -328,6 +328,17 @@ def test_then_eval_evaluates_though_a_training_failed_and_tells_it(stand_ins):
     (stand_ins / "fail").touch()
     result = script("train.sh", "demo", "drop", "--then-eval")
     assert result.returncode == 1 and (stand_ins / "evaluated").exists()
+
+
+def test_under_slurm_the_evaluation_waits_for_the_trainings(stand_ins):
+    program(stand_ins, "scontrol", "echo 'MaxArraySize            = 3'")
+    program(stand_ins, "sbatch", 'echo "$@" >>calls; wc -l <calls')
+    words = ["demo", "drop", "l2", "--then-eval", "--data-dir", "my data"]
+    assert script("train.sh", *words, ENGINE="slurm").returncode == 0
+    calls = (stand_ins / "calls").read_text().splitlines()
+    assert [call.split("--array=")[1].split()[0] for call in calls[:-1]] == ["1-2", "1-2", "1-2"]
+    assert "--dependency=afterany:1:2:3 --job-name=then-eval" in calls[-1]
+    assert calls[-1].endswith("exec './eval.sh' 'logs-demo-drop' 'logs-demo-l2' '--data-dir' 'my data'")
 
 
 def test_a_failed_evaluation_fails_the_script(stand_ins):

@@ -582,3 +582,46 @@ print(len(module_figures.modules_vs_depth(found).axes))
 print(len(set(findings.per_network(found.modules, ["score"]).columns) & {"part", "l2", "l1", "drop", "noise"}))
 print(len(module_figures.modules_by_layer(found, "noise").axes))
 """
+
+
+# ---- what is read, and what is kept ---------------------------------------------------------------------------------
+
+
+def test_arrays_of_a_table_are_its_own_copies(logs):
+    table = load_data_as_table([SPEC], module_metrics(("adj", "clusters"), layers=(0,)), logs)
+    assert all(array.flags.owndata and array.flags.writeable for name in ("adj", "clusters") for array in table[name])
+
+
+def test_the_number_of_layers_is_that_of_the_deepest_method(tmp_path):
+    content = made_up.evaluated(SPEC)
+    content["modules"]["backward_jac"] *= 2
+    path = write(tmp_path, SPEC, content)
+    assert analysis.checkpoint_layers(path) == 4 and len(analysis.checkpoint_summary(path)) == 18
+
+
+def test_examples_spread_over_the_values_of_dropout(tmp_path, monkeypatch):
+    grid = grids.EXPERIMENTS["demo"]._replace(
+        values={"l2": [1e-5], "drop": grids.linspace(0.1, 0.7)}, runs=1, untrained=1
+    )
+    monkeypatch.setitem(grids.EXPERIMENTS, "demo", grid)
+    for part in grids.parts("demo"):
+        for spec in grids.specs("demo", part):
+            name = "dummy.ckpt" if part == "dummy" else "weights/best.ckpt"
+            write(tmp_path / grids.save_dir("demo", part), spec, made_up.evaluated(spec, layers=1), name)
+    examples = experiments.load_experiment("demo", tmp_path).examples
+    chosen = examples.drop_duplicates(["part", "l2", "drop", "run"])[["part", "l2", "drop", "run"]]
+    assert chosen.astype({"part": str}).to_numpy().tolist() == [
+        ["dummy", 0.0, 0.0, 1000],
+        ["l2", 1e-5, 0.0, 0],
+        *(["drop", 1e-5, drop, 0] for drop in (0.1, 0.3, 0.5, 0.7)),
+    ]
+
+
+def test_networks_that_were_not_evaluated_are_not_saved(tmp_path):
+    found = made_up.results("demo")
+    for table, evidence in ((found.models, "test_acc"), (found.modules, "version"), (found.align, "version")):
+        table.loc[(table["part"] == "drop") & (table["run"] == 1), evidence] = np.nan
+    experiments.save_results(found, tmp_path, "demo")
+    saved = experiments.load_results(tmp_path, "demo")
+    assert [len(table) for table in saved[:3]] == [13, 13 * 16, 13 * 72]
+    assert not any(((table["part"] == "drop") & (table["run"] == 1)).any() for table in saved[:3])

@@ -109,20 +109,25 @@ def modularity(row, kind):
 
 
 def verdicts(found):
-    """The findings in words that follow from the numbers: what each regularizer does, and how methods agree."""
-    effects = findings.regularizer_effects(found, per_layer=False)
-    effects = effects[effects["assoc"].isin(PAPER_METHODS)]
-    for _, rows in effects.groupby("regularizer", sort=False):
-        yield effect_verdict(rows)
+    """The findings in words that follow from the numbers: the headlines, and where they do not hold."""
+    yield from headlines(found)
     opposed = findings.opposed_layers(findings.regularizer_effects(found))
     for (regularizer, method), rows in opposed.groupby(["regularizer", "assoc"], observed=True, sort=False):
         layers = [f"{with_interval(row, 'change', '+.3f')} in layer {row['layer']}" for _, row in rows.iterrows()]
         yield f"{regularizer}, {method}: layers change in opposite directions, {' and '.join(layers)}."
+    yield from exceptions(found, agreement(found).set_index(["condition", "group"]))
+
+
+def headlines(found):
+    """A line on what each regularizer does, and one on how methods agree in untrained and in trained networks."""
+    effects = findings.regularizer_effects(found, per_layer=False)
+    effects = effects[effects["assoc"].isin(PAPER_METHODS)]
+    for _, rows in effects.groupby("regularizer", sort=False):
+        yield effect_verdict(rows)
     table = agreement(found).set_index(["condition", "group"])
     for condition in ("untrained", "trained"):
         if condition in table.index.unique(0):
             yield agreement_verdict(condition, table.loc[condition])
-    yield from exceptions(found, table)
 
 
 def effect_verdict(rows):

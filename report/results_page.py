@@ -29,8 +29,8 @@ How to read it. Q is Newman's modularity of the best clustering found, a mean ov
 layer is named; brackets hold 95% intervals over networks (Student's t for means, Welch's for differences, bootstrap for
 rank correlations). z is Q's distance from matrices without modules, optimized with the same effort, in their standard
 deviations. Agreement is element-centric similarity (1: identical clusterings), beside what clusterings of the same
-sizes reach by chance, and *adjusted* for that: (observed − expected)/(1 − expected). Strengths at which over half of the
-runs stay below the experiment's pass mark are left out of all but the first two tables. Upstream methods (`forward_…`)
+sizes reach by chance, and *adjusted* for that: (observed − expected)/(1 − expected). Strengths at which over half of
+the runs stay below the experiment's pass mark are left out of all but the first two tables. Upstream methods (`forward_…`)
 compare what drives two units, downstream methods (`backward_…`) what they drive.
 """
 
@@ -70,12 +70,8 @@ def section(name: str, folder: Path) -> str:
 def made(found: experiments.Results) -> str:
     """What made an experiment's tables, as far as its trainings recorded it."""
     texts = []
-    for name, title in (
-        ("commit", "code"),
-        ("torch", "torch"),
-        ("processor", "processor"),
-        ("capability", "instructions"),
-    ):
+    titles = {"commit": "code", "torch": "torch", "processor": "processor", "capability": "instruction set"}
+    for name, title in titles.items():
         values = sorted(found.models[name].dropna().unique()) if name in found.models else []
         texts.append(f"{title} {', '.join(map(str, values)) or 'not recorded'}")
     return f"Trained with {'; '.join(texts)}."

@@ -30,8 +30,8 @@ layer is named; brackets hold 95% intervals over networks (Student's t for means
 rank correlations). z is Q's distance from matrices without modules, optimized with the same effort, in their standard
 deviations. Agreement is element-centric similarity (1: identical clusterings), beside what clusterings of the same
 sizes reach by chance, and *adjusted* for that: (observed − expected)/(1 − expected). Strengths at which over half of
-the runs stay below the experiment's pass mark are left out of all but the first two tables. Upstream methods (`forward_…`)
-compare what drives two units, downstream methods (`backward_…`) what they drive.
+the runs stay below the experiment's pass mark are left out of all but the first two tables. Upstream methods
+(`forward_…`) compare what drives two units, downstream methods (`backward_…`) what they drive.
 """
 
 MADE = """## How the numbers were made

@@ -56,6 +56,8 @@ UPSTREAM = tuple(method.name for method in METHOD_TABLE if method.family == "ups
 DOWNSTREAM = tuple(method.name for method in METHOD_TABLE if method.family == "downstream")
 PAIRS = tuple(":".join(sorted(pair)) for pair in itertools.combinations_with_replacement(METHODS, 2))
 
+ASSOC_VERSION = 100  # raise it where the same network and data come to give other matrices
+
 # Error and cost, Cifar10Fast(channels=(16, 32, 64, 64)) trained to 71% on CIFAR-10 (JPEG copy). In images × directions:
 #                      240    960   3,840   15,360   61,440
 #   error h5, h4      37, 12  19, 7   9, 3    5, 1.7   2, 0.8  % of the exact matrix (Frobenius); h0–h3 less than h4

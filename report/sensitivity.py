@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from associations import METHODS
 from comparison import align_modules, element_similarity
-from eval import stream
 from modularity import girvan_newman, monte_carlo_modularity, refine_modularity, soft_num_clusters
 from numerics.adjacency import modularity_matrix, one_hot
 from numerics.leiden import graph_of, leiden
@@ -31,6 +30,7 @@ from report.agreement import GROUPS, agreement
 from report.experiments import Results
 from report.text import markdown, with_interval
 from study import checkpoints, cli, grids
+from study.evaluation import stream
 
 
 def chain(adj, seed):

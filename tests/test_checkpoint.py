@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import pathlib
 import random
@@ -130,6 +131,57 @@ def test_other_things_are_refused_in_one_line(path, mmap):
         refusal(folder / name, mmap=mmap)
     assert "no such file" in refusal(folder / "missing", mmap=mmap)
     assert "expected a dict" in refusal(folder / "tensor", mmap=mmap)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_what_is_no_file_is_refused_at_once(tmp_path, mmap):
+    """Opening a named pipe would wait for a writer, reading a device would never end."""
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    (tmp_path / "device.ckpt").symlink_to("/dev/zero")
+    assert "not a file" in refusal(tmp_path / "pipe.ckpt", mmap=mmap)
+    assert "not a file" in refusal(tmp_path / "device.ckpt", mmap=mmap)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_unpacks_to_gigabytes_is_refused(path, mmap, packing):
+    """Half a gigabyte here, in half a megabyte."""
+    with (
+        zipfile.ZipFile(path, "a", packing) as archive,
+        archive.open("archive/data/9", "w", force_zip64=True) as member,
+    ):
+        for _ in range(64):
+            member.write(bytes(2**20))
+    assert path.stat().st_size < 2**20
+    assert "unpack" in refusal(path, mmap=mmap)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_results_that_are_none_count_as_not_there(tmp_path, mmap):
+    stored = {"modules": None, "align": {"a:b": None, "a:a": [{"p": 1.0}]}, "assoc": None, "other": None}
+    checkpoints.write(tmp_path / "a.ckpt", stored)
+    assert checkpoints.read(tmp_path / "a.ckpt", mmap=mmap) == {"align": {"a:a": [{"p": 1.0}]}, "other": None}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"modules": []}, {"modules": {"a": {}}}, {"align": {"a:a": [None]}}, {"hyper_parameters": "x"}, {"state_dict": 1}],
+)
+def test_entries_of_another_form_are_refused(tmp_path, content):
+    checkpoints.write(tmp_path / "a.ckpt", content)
+    assert next(iter(content)) in refusal(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    "wrapped", [0.5, torch.tensor(0.5), np.float64(0.5), (0.5,), (np.float64(0.5),), (torch.tensor(0.5),)]
+)
+def test_a_number_is_plain_however_it_is_wrapped(wrapped):
+    assert checkpoints.plain(wrapped) == 0.5 and type(checkpoints.plain(wrapped)) is float
+
+
+def test_what_is_no_number_stays_as_it_is():
+    for value in ("text", (1, 2), [1], None, torch.ones(1)):
+        assert checkpoints.plain(value) is value
 
 
 def test_numpy_scalars_and_paths_are_read(tmp_path):
@@ -278,11 +330,12 @@ def test_a_lock_ends_with_its_holder(tmp_path, processes):
 @pytest.fixture
 def weights(tmp_path):
     """Checkpoints of which the second is best: one as evaluated, the others as their training wrote them."""
-    state = {"monitor": "val_loss", "dirpath": "x", "current_score": torch.tensor(0.3)}
+    state = {"monitor": "val_loss", "dirpath": "x", "current_score": torch.tensor(0.9)}
+    state["best_k_models"] = {"x/epoch=1-step=2.ckpt": torch.tensor(0.1), "x/epoch=2-step=4.ckpt": torch.tensor(0.3)}
     stopping = {"monitor": "val_loss", "wait_count": 2}
     checkpoints.write(tmp_path / "epoch=1-step=2.ckpt", {"val_loss": 0.5})
     callbacks = {"EarlyStopping": stopping, "ModelCheckpoint": state}
-    checkpoints.write(tmp_path / "epoch=2-step=4.ckpt", {"callbacks": callbacks})
+    checkpoints.write(tmp_path / "epoch=2-step=4.ckpt", {"epoch": 2, "global_step": 4, "callbacks": callbacks})
     checkpoints.write(tmp_path / "epoch=3-step=6.ckpt", {"val_loss": 0.4})
     checkpoints.write(tmp_path / "last.ckpt", {"val_loss": 0.1})
     return tmp_path
@@ -294,6 +347,27 @@ def test_a_dangling_link_is_repaired(weights, target):
         (weights / "best.ckpt").symlink_to(target)
     assert checkpoints.repair_best(weights) == weights / "best.ckpt"
     assert os.readlink(weights / "best.ckpt") == "epoch=2-step=4.ckpt"
+
+
+def test_the_losses_that_are_compared_may_be_missing_or_no_numbers(weights):
+    checkpoints.write(weights / "epoch=2-step=4.ckpt", {"val_loss": math.nan})
+    checkpoints.write(weights / "epoch=0-step=0.ckpt", {"callbacks": {}})
+    assert os.readlink(checkpoints.repair_best(weights)) == "epoch=3-step=6.ckpt"
+
+
+def test_the_val_loss_in_training_is_that_of_the_checkpoints_own_epoch(weights):
+    """The last epoch's file tells of the best ones, whose val_loss is not its own."""
+    stored = checkpoints.read(weights / "epoch=2-step=4.ckpt")
+    assert checkpoints.trained_val_loss(stored) == pytest.approx(0.3)
+    for other in (stored | {"epoch": 3}, stored | {"global_step": 5}, {}, {"callbacks": {"a": {"monitor": None}}}):
+        assert math.isnan(checkpoints.trained_val_loss(other))
+
+
+def test_a_link_is_synced_with_its_folder(weights, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    checkpoints.link_best(weights, "epoch=1-step=2.ckpt")
+    assert synced == [str(weights)]
 
 
 def test_a_link_that_works_is_left_alone(weights):

@@ -5,6 +5,8 @@ arrays, which every later process maps into memory: jobs side by side share one 
 has changed.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import os
@@ -12,14 +14,16 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 
 from study import image_folders, raw_files
 from study.array_cache import opened
 from study.cli import UserError
+
+if TYPE_CHECKING:
+    import torch  # below only where images are wanted: fingerprints of data are had without its seconds of import
 
 SMALL_PIXELS = 64 * 64  # grey images of up to this size get the dense network, unless the table says otherwise
 CHEAP_FILES, CHEAP_BYTES = 1000, 16_000_000  # so many files are read at each start to see whether they have changed
@@ -86,8 +90,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.index)
 
-    def to(self, device: torch.device | str) -> "Split":
+    def to(self, device: torch.device | str) -> Split:
         """The same split on another device (the images it does not hold stay behind)."""
+        import torch
+
         if self.images.device == torch.device(device):
             return self
         everything = torch.arange(len(self), device=device)
@@ -103,6 +109,8 @@ class Split:
             generator: if given, the order is a fresh permutation drawn from it, and flips (if any) are applied;
                 otherwise the images come in their own order, never flipped.
         """
+        import torch
+
         order = self.index
         if generator is not None:
             order = order[torch.randperm(len(order), generator=generator).to(order.device)]
@@ -128,6 +136,8 @@ def splits(
     Returns: three `Split`s. Training images of cifar10 are flipped at random.
     Raises: UserError if the data is neither on disk nor to be had, or a split would hold no image.
     """
+    import torch
+
     train_images, train_labels, test_images, test_labels = load(name, data_dir)
     n = len(train_images)
     if not 0 < train_val_split < 1 or not 0 < (n_train := round(train_val_split * n)) < n:
@@ -148,6 +158,8 @@ def load(name: str, data_dir: str | Path = "data") -> list[torch.Tensor]:
     Raises: UserError if there is no such data, or if it cannot be read or is not a data set's: numbers of images and
         labels, shapes and labels are checked once, whatever it is read from.
     """
+    import torch
+
     return [torch.from_numpy(array) for array in _opened(name, data_dir)[0]]
 
 

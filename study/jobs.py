@@ -3,7 +3,6 @@
     python -m study.jobs WHAT NAME ... [--batch N] [-- OPTION ...]
 
 Imports neither torch nor any other heavy package, so that listing, skipping and counting hundreds of runs is instant.
-(Only where records say on which data runs were trained is that compared with the data at hand, which takes seconds.)
 """
 
 import contextlib

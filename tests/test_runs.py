@@ -5,11 +5,13 @@ import json
 import multiprocessing
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from study import files, grids, jobs, options, runs
+from study import datasets, files, grids, jobs, options, runs
 from study.cli import UserError
 
 WORDS = ["--dataset", "mnist", "--drop", "0.3", "--model-args", '{"channels": [8]}']
@@ -308,6 +310,21 @@ def test_replaced_data_is_noticed_by_the_job_list(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "data_at_hand", lambda dataset, data_dir: "b" * 32)
     with pytest.raises(UserError, match="trained on other data"):
         jobs.commands("demo", ["l2"], unfinished_only=True)
+
+
+def test_the_job_list_never_waits_for_torch(tmp_path):
+    """Not even where it looks at the data that runs were trained on: torch takes seconds to import."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from study import jobs; "
+        "print(jobs.data_at_hand('mnist5k', sys.argv[2])); print(*jobs.lines('status', ['demo'], [], 1)); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    (tmp_path / "mnist5k").mkdir()
+    words = [sys.executable, "-c", code, str(Path(__file__).parent.parent), str(tmp_path)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    fingerprint, *_ = done.stdout.splitlines()
+    assert fingerprint == datasets.fingerprint("mnist5k", tmp_path)
 
 
 def test_options_that_the_grid_sets_or_that_mean_nothing_are_refused(capsys):

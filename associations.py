@@ -19,11 +19,14 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from numerics import nested
+from numerics.checks import check_network, checked_batch
 from numerics.linear import linear_where_linear
 from numerics.measurement import Measurement
-from numerics.recording import careful_arithmetic, frozen, recorded
+from numerics.recording import recorded
 from numerics.running_sums import diagonal_blocks, normalized
 from numerics.seeds import checked_seed
+from numerics.settings import careful_arithmetic, frozen, twice_differentiable
 
 
 class Method(NamedTuple):
@@ -146,20 +149,24 @@ def associations(
     Raises: ValueError for a network in training mode, one that is random or whose examples influence each other,
         unknown methods or layers, no data, combined matrices of layers with locations, a Hessian that takes too long.
     """
-    if any(module.training for module in model.modules()):
-        raise ValueError("associations are defined in evaluation mode: call model.eval() first")
     methods, layers = _names(methods), _names(layers)
     bases = _base_methods(methods)
+    directions = [_even(number) for number in (jac_directions, output_directions, hess_directions)]
+    seed = checked_seed(seed)
+    check_network(model)
     with (
+        twice_differentiable(),
         recorded(model, layers, outputs, inputs) as run,
+        run.autocast.off(),
         frozen(model),
         linear_where_linear(model),
         careful_arithmetic(),
     ):
-        directions = [_even(number) for number in (jac_directions, output_directions, hess_directions)]
-        measurement = Measurement(model, run, bases, combined, directions, checked_seed(seed), unit_dim, loss)
-        for x, y in tqdm(batches, desc="associations", disable=not progress):
-            measurement.add(x, y)
+        measurement = Measurement(model, run, bases, combined, directions, seed, unit_dim, loss)
+        for batch in tqdm(batches, desc="associations", disable=not progress):
+            x, y = checked_batch(batch)
+            if nested.size(x):
+                measurement.add(x, y)
     return _result(measurement, methods, bases, combined)
 
 
@@ -217,11 +224,26 @@ def _result(measurement, methods, bases, combined):
             if any(s.sampled for s in sums):
                 errors = [s.stderr(measurement.n, name.endswith("_norm")) for s in sums]
                 put(result.stderr, name, [error.float().cpu() for error in errors])
-    broken = [
-        name
-        for name, value in result.assoc.items()
-        if any(a.isnan().any() for a in (value if isinstance(value, list) else [value]))
-    ]
-    if broken:
-        warnings.warn(f"there are NaN entries in {', '.join(broken)}", stacklevel=3)
+    _warn(result.assoc, measurement.not_finite)
     return result
+
+
+def _warn(matrices, not_finite):
+    """A warning where there are no numbers: which methods have such entries, and how many images are the cause."""
+    whole = {name: torch.cat([matrix.flatten() for matrix in _as_list(value)]) for name, value in matrices.items()}
+    said = [
+        f"there are {kind} entries in {', '.join(name for name, entries in whole.items() if has(entries).any())}"
+        for kind, has in (("NaN", torch.isnan), ("infinite", torch.isinf))
+        if any(has(entries).any() for entries in whole.values())
+    ]
+    if not_finite:
+        said.append(
+            f"{not_finite} of the images hold or give NaN or infinite numbers, and count in {', '.join(matrices)}: "
+            "leave them out"
+        )
+    if said:
+        warnings.warn("; ".join(said), stacklevel=4)
+
+
+def _as_list(value):
+    return value if isinstance(value, list) else [value]

@@ -23,8 +23,8 @@ from associations import BASE_METHODS, JAC_DIRECTIONS, associations
 from models.cifar10 import Cifar10Fast
 from models.mnist import MnistSupervised
 from numerics.derivatives import by_unit
-from numerics.recording import careful_arithmetic, frozen
 from numerics.running_sums import gram
+from numerics.settings import careful_arithmetic, frozen
 from study.datasets import DATASETS, Split, load
 
 # Measuring -----------------------------------------------------------------------------------------------------------

@@ -2,18 +2,27 @@
 
 import torch
 from torch import nn
+from torch.autograd import grad
+
+from numerics import losses
+from numerics.running_sums import gram
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def run_chain(model, run, x):
     """Runs the network and, if on this batch it is a chain Linear → ReLU → … → Linear, also gives the weights.
 
     That it is one is read off the values: each linear layer's input equals the layer before (or the flattened x), each
-    hidden layer equals the ReLU of its linear layer's output, and the logits equal the last one's output.
+    hidden layer equals the ReLU of its linear layer's output, and the logits equal the last one's output. And off a
+    random pullback on the whole batch: autograd's gradients are the products of weights and masks.
 
     Returns: hidden, logits, and [W₁, …, W_L, W_out], each (out, in), or None where the network is anything else.
     """
+    linears = [module for module in model.modules() if type(module) is nn.Linear and _is_untouched(module)]
+    if not linears or any(module.weight.dtype != x.dtype or x.element_size() < 4 for module in linears):
+        return *run(x), None
     calls = []
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     handles = [
         module.register_forward_hook(lambda m, inputs, output: calls.append((m, *inputs, output))) for module in linears
     ]
@@ -27,12 +36,91 @@ def run_chain(model, run, x):
     modules, inputs, outputs = zip(*calls, strict=True)
     expected = [x.flatten(1), *hidden, *hidden, logits]
     found = [*inputs, *(torch.relu(output) for output in outputs[:-1]), outputs[-1]]
+    weights = [module.weight for module in modules]
     is_chain = all(_same(a, b) for a, b in zip(expected, found, strict=True))
-    return hidden, logits, [module.weight for module in modules] if is_chain else None
+    is_chain = is_chain and _has_gradients_of_chain(weights, x, hidden, logits)
+    return hidden, logits, weights if is_chain else None
+
+
+def _is_untouched(module):
+    """Whether a module of torch's own class does what its class says: nothing hooks it or stands in its place."""
+    return "forward" not in vars(module) and not any(vars(module).get(hooks) for hooks in HOOKS)
 
 
 def _same(a, b):
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _has_gradients_of_chain(weights, x, hidden, logits):
+    """Whether autograd's gradients of Σ_l ⟨u_l, h_l⟩ + ⟨r, y⟩ by x and all layers, u and r random, are the chain's."""
+    generator = torch.Generator(x.device).manual_seed(0)
+    tops = [*hidden, logits]
+    if not all(tensor.requires_grad for tensor in (x, *tops)):
+        return False
+    u = [torch.randn(top.shape, generator=generator, dtype=top.dtype, device=top.device) for top in tops]
+    found = grad(tops, [x, *hidden], u, retain_graph=True, allow_unused=True)
+    gradient = u[-1] @ weights[-1]
+    for layer in range(len(hidden) - 1, -1, -1):
+        gradient = gradient + u[layer]
+        if not _close(found[layer + 1], gradient):
+            return False
+        gradient = gradient * active(hidden[layer])
+        if layer:
+            gradient = gradient @ weights[layer]
+    if found[0] is None:
+        return False
+    line = torch.randn(weights[0].shape[1], generator=generator, dtype=x.dtype, device=x.device)
+    return _close(found[0].flatten(1) @ line, gradient @ (weights[0] @ line))  # in one random direction: x is large
+
+
+def _close(a, b):
+    """Whether two arrays agree to half of their digits."""
+    if a is None:
+        return False
+    return bool((a - b).nan_to_num().abs().max() <= torch.finfo(b.dtype).eps ** 0.5 * b.nan_to_num().abs().max())
+
+
+def active(h):
+    """1 where a ReLU with output h passes gradients on, 0 elsewhere; torch's passes those of NaN on."""
+    return (~(h <= 0)).to(h.dtype)
+
+
+def chain_sums(weights, hidden, logits, y, groups, methods, loss=None):
+    """Yields (method, group, Σ over a batch of its matrix) for all derivatives of a chain.
+
+    Args:
+        weights: as of run_chain.  hidden, logits: of the batch, without graph.  y: labels or targets, for `loss`.
+        groups: tuples of layers.  methods: base methods.
+        loss: what backward_hess is the Hessian of, function of (logits, y); None: softmax cross-entropy.
+    """
+    masks = [active(h) for h in hidden]
+    if "forward_jac" in methods:
+        metric = (weights[0].double() @ weights[0].double().T).to(logits.dtype)  # ⟨∂z_a/∂x, ∂z_b/∂x⟩, z = W₁x + b
+        jacobians = chain_input_jacobians(weights, masks)
+        for group in groups:
+            if group == (0,):
+                yield "forward_jac", group, gram(masks[0]) * metric
+            else:
+                jacobian = torch.cat([jacobians[layer] for layer in group])  # (d, B, d₁)
+                yield "forward_jac", group, gram((jacobian @ metric).flatten(1).T, jacobian.flatten(1).T)
+        del jacobians
+    if not {"backward_jac", "backward_hess"} & set(methods):
+        return
+    jacobians, first = chain_logit_jacobians(weights, masks), logits.argmax(1)
+    curved = loss is not None and "backward_hess" in methods
+    curvature = losses.curvature(loss, logits, y).to(logits.dtype) if curved else None
+    for group in groups:
+        jacobian = torch.cat([jacobians[layer] for layer in group], dim=-1)  # (B, logits, d)
+        if "backward_jac" in methods:
+            yield "backward_jac", group, gram(jacobian)
+        if curved:
+            yield "backward_hess", group, gram(curvature @ jacobian, jacobian)
+        elif "backward_hess" in methods:  # the formula is explained at Measurement._add_logit_gradients
+            relative = jacobian - jacobian[torch.arange(len(first)), first][:, None]
+            weighted = relative * logits.softmax(1)[:, :, None]
+            yield "backward_hess", group, gram(weighted, relative) - gram(weighted.sum(1))
 
 
 def chain_input_jacobians(weights, masks):

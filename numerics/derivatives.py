@@ -32,25 +32,6 @@ def pullback(hidden, logits, cotangent):
     return grad(logits, hidden, cotangent, retain_graph=True, materialize_grads=True)
 
 
-def input_tangents(hidden, x):
-    """Function v ↦ [∂h/∂x · v for every layer], all layers from one pass; x and v may be lists of tensors.
-
-    The pullback g(u) = Σ_l (∂h_l/∂x)ᵀu_l is linear in u, and its own pullback at v is the Jacobian–vector product. One
-    backward pass builds g for the batch; forward-mode differentiation would redo the forward pass for each direction.
-    """
-    u = [torch.zeros_like(h, requires_grad=True) for h in hidden]
-    g = grad(hidden, x, u, create_graph=True, materialize_grads=True)
-    varying = [i for i, g_of_input in enumerate(g) if g_of_input.requires_grad]
-    if not varying:
-        return lambda v: u
-
-    def tangents(v):
-        v = [v] if isinstance(v, torch.Tensor) else v
-        return grad([g[i] for i in varying], u, [v[i] for i in varying], retain_graph=True, materialize_grads=True)
-
-    return tangents
-
-
 def input_jacobian(units, x):
     """∂h/∂x by one backward pass per unit and location.
 

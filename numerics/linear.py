@@ -1,9 +1,10 @@
-"""Convolutions and batch normalizations that differentiate as the linear maps they are."""
+"""Convolutions, batch normalizations and Hardsigmoids that differentiate as the (piecewise) linear maps they are."""
 
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class _Convolve(torch.autograd.Function):
@@ -45,7 +46,7 @@ class _ConvolveTransposed(torch.autograd.Function):
 
 
 class _Rescale(torch.autograd.Function):
-    """Batch normalisation by running statistics, an affine map of each channel."""
+    """Batch normalization by running statistics, an affine map of each channel."""
 
     @staticmethod
     def forward(ctx, x, module):
@@ -58,23 +59,38 @@ class _Rescale(torch.autograd.Function):
         return g * ctx.scale, None
 
 
+class _HardSigmoid(torch.autograd.Function):
+    """min(max(x + 3, 0), 6) / 6, which torch differentiates once only."""
+
+    @staticmethod
+    def forward(ctx, x, _module):
+        ctx.slope = ((x > -3) & (x < 3)).to(x.dtype) / 6
+        return F.hardsigmoid(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.slope, None
+
+
+PIECEWISE_LINEAR_FUNCTIONS = {_Convolve, _ConvolveTransposed, _Rescale, _HardSigmoid}
+
+
 @contextmanager
 def linear_where_linear(model):
-    """Context manager in which convolutions and batch normalisations differentiate as the linear maps they are.
+    """Context manager in which convolutions and batch normalizations differentiate as the linear maps they are.
 
     Same values, to the bit. torch's own second derivatives also work out what is not asked for here (the weights'
     share), and make a Jacobian–vector product of a convolutional network cost three forward passes; this way it costs
-    one. Concerns modules of torch's own classes in evaluation mode; any other differentiates as it did.
+    one. Forward-mode differentiation (torch.autograd.forward_ad, torch.func.jvp) costs 4.3 and 5 forward passes on
+    Cifar10Fast(channels=(16, 32, 64, 64)), and 1.9 for each of four directions under vmap, with four times the memory.
+
+    Concerns modules of torch's own classes in evaluation mode, called with a batch of plain tensors of their weights'
+    type; anything else differentiates as it did.
     """
     swapped = []
     for module in model.modules():
-        if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-            function, usable = _Convolve, module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        elif type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-            function, usable = _Rescale, not module.training and module.running_mean is not None
-        else:
-            continue
-        if usable and "forward" not in vars(module):
+        function = _function_of(module)
+        if function and not {"forward", "_conv_forward"} & set(vars(module)):
             module.forward = _of_input(function, module)
             swapped.append(module)
     try:
@@ -84,5 +100,34 @@ def linear_where_linear(model):
             del module.forward
 
 
+def _function_of(module):
+    """The function that stands for a module of one of torch's own classes; None for any other."""
+    if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        return _Convolve if module.padding_mode == "zeros" and not isinstance(module.padding, str) else None
+    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        return _Rescale if not module.training and module.running_mean is not None else None
+    return _HardSigmoid if type(module) is nn.Hardsigmoid else None
+
+
 def _of_input(function, module):
-    return lambda x: function.apply(x, module)
+    """The forward of a module, by the function that stands for it where that is possible."""
+    plain = module.forward
+
+    def forward(input):
+        return function.apply(input, module) if _suits(module, input) else plain(input)
+
+    return forward
+
+
+def _suits(module, x):
+    """Whether the input is a batch of plain tensors, and the weights are constants of its type."""
+    if type(x) is not torch.Tensor or torch._C._functorch.maybe_current_level() is not None:
+        return False
+    if torch.is_autocast_enabled(x.device.type) or torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+        return False
+    if isinstance(module, nn.Hardsigmoid):
+        return True
+    weights = (module.weight, module.bias, getattr(module, "running_var", None))
+    if any(weight is not None and (weight.requires_grad or weight.dtype != x.dtype) for weight in weights):
+        return False
+    return not hasattr(module, "stride") or x.ndim == len(module.stride) + 2  # convolutions take single images, too

@@ -5,23 +5,24 @@ from torch import nn
 from torch.autograd import grad
 
 from numerics import losses, nested
-from numerics.chains import chain_input_jacobians, chain_logit_jacobians, run_chain
-from numerics.checks import examples_are_independent, second_derivatives_vanish
+from numerics.chains import chain_sums, run_chain
+from numerics.checks import CHECKED, check_connected, check_examples, count_not_finite, second_derivatives_vanish
 from numerics.derivatives import (
     hessian_product,
     input_jacobian,
-    input_tangents,
     logit_gradients,
     loss_hessian,
     pullback,
 )
+from numerics.finite_differences import second_derivatives_are_complete
+from numerics.graph import paths
 from numerics.layout import Layout, find_layouts
 from numerics.running_sums import Covariance, GramSum, at_least_float32, gram
+from numerics.tangents import checked_tangents
 
 MAX_EXACT_LOGITS = 64  # beyond, random output directions take fewer passes
 MAX_EXACT_PASSES = 64  # a layer of a convolutional network with so few units × locations gets its exact input Jacobian
 MAX_HESSIAN_PASSES = 1024  # units × locations; beyond, a Hessian that is no Gram matrix comes from random directions
-CHECKED = 4  # images of every batch on which the assumptions are tested
 JACOBIAN_FLOATS = 2**24  # explicit Jacobians are made for as many images at once as fit in this
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -33,32 +34,58 @@ class Measurement:
         self.model, self.run, self.methods, self.combined = model, run, methods, combined
         self.unit_dim, self.loss, self.seed = unit_dim, loss, seed
         self.jac_pairs, self.output_pairs, self.hess_pairs = (number // 2 for number in directions)
-        self.n, self.groups = 0, None
+        self.n, self.groups, self.not_finite = 0, None, 0
+        self.channels_last, self.forward_mode = True, False
         self.sums = {method: {} for method in methods}
 
     def add(self, x, y):
         """Takes in one batch."""
-        batch = self._differentiable(nested.mapped(_in_fast_layout, x))
-        if self.run.source is None and isinstance(batch, torch.Tensor):
-            hidden, logits, weights = run_chain(self.model, self.run, batch)
-        else:
-            hidden, logits, weights = *self.run(batch), None
+        batch, hidden, logits, weights = self._run(x)
         inputs = self.run.inputs
         self._check_inputs(batch, inputs)
+        if not logits.ndim or len(logits) != nested.size(batch):
+            raise ValueError(
+                f"need logits (B, …), not {tuple(logits.shape)} for {nested.size(batch)} examples: of a single one, too"
+            )
         if self.groups is None:
             self._start(batch, hidden, logits, dense_chain=weights is not None)
+        self._measure_layers(hidden)
         if "backward_hess" in self.methods and self.loss is None:
             losses.check_labels(logits, y)
         elif "backward_hess" in self.methods:
             losses.check_loss(self.loss, logits, y)
         self.n += len(logits)
+        self.not_finite += count_not_finite([*inputs, logits], hidden, self.layouts)
         if "forward_cov" in self.methods:
-            for group, rows in self._grouped([h.detach() for h in hidden]):
-                self._sum("forward_cov", group, Covariance).add(rows)
+            self._add_activations([h.detach() for h in hidden])
         if weights and logits.shape[1] <= MAX_EXACT_LOGITS:
-            self._add_chain(weights, [h.detach() for h in hidden], logits.detach(), y)
+            detached = [h.detach() for h in hidden], logits.detach()
+            for method, group, matrix in chain_sums(weights, *detached, y, self.groups, self.methods, self.loss):
+                self._exact(method, group, matrix)
         else:
             self._add_general(batch, y, inputs, hidden, logits)
+
+    def _run(self, x):
+        """The batch as the network took it; hidden, logits; and the weights, if it is a chain.
+
+        Convolutions and Gram matrices per location are fastest with channels innermost. Networks that view their
+        activations as vectors need them outermost, and say so.
+        """
+        while True:
+            batch = self._differentiable(nested.mapped(self._laid_out, x))
+            try:
+                if self.run.source is None and isinstance(batch, torch.Tensor):
+                    return batch, *run_chain(self.model, self.run, batch)
+                return batch, *self.run(batch), None
+            except RuntimeError as error:
+                if not self.channels_last or "view size is not compatible" not in str(error):
+                    raise
+                self.channels_last = False
+
+    def _laid_out(self, x):
+        return x.contiguous(
+            memory_format=torch.channels_last if x.ndim == 4 and self.channels_last else torch.contiguous_format
+        )
 
     def _differentiable(self, batch):
         """The batch cut off from what made it; its floating-point tensors ask for gradients, if they are the input."""
@@ -83,8 +110,6 @@ class Measurement:
 
     def _start(self, batch, hidden, logits, dense_chain):
         shapes = [tuple(h.shape) for h in hidden]
-        if not logits.ndim or len(logits) != nested.size(batch):
-            raise ValueError(f"need logits (B, …), not {tuple(logits.shape)} for {nested.size(batch)} examples")
         if self.combined and any(len(shape) > 2 for shape in shapes):
             raise ValueError(f"combined matrices need dense layers (B, units), not {shapes}")
         layers = range(len(shapes))
@@ -92,20 +117,38 @@ class Measurement:
             self.layouts = [Layout() for _ in layers]
         else:
             self.layouts = find_layouts(self.run, batch, hidden, _few(batch), self.unit_dim)
-        _, self.locations, self.widths = zip(
-            *(layout.rows(h).shape for layout, h in zip(self.layouts, hidden, strict=True)), strict=True
-        )
+        self.dimensions = [h.ndim for h in hidden]
+        self.widths = [h.shape[layout.units] for layout, h in zip(self.layouts, hidden, strict=True)]
+        self._measure_layers(hidden)
         self.groups = [tuple(layers)] if self.combined else [(layer,) for layer in layers]
-        self.passes = {group: sum(self.widths[i] * self.locations[i] for i in group) for group in self.groups}
+        passes = self._passes()
         dense = not any(isinstance(module, CONVOLUTIONS) for module in self.model.modules())
         self.exact = [
             group
             for group in self.groups
-            if self.passes[group] <= MAX_EXACT_PASSES or (dense and all(len(shapes[i]) == 2 for i in group))
+            if passes[group] <= MAX_EXACT_PASSES or (dense and all(len(shapes[i]) == 2 for i in group))
         ]
         self.check, self.output, self.input, self.hessian = (
             torch.Generator(logits.device).manual_seed(self.seed) for _ in range(4)
         )
+
+    def _measure_layers(self, hidden):
+        """The locations of every layer in this batch, whose images may be larger than those before."""
+        shapes = [tuple(h.shape) for h in hidden]
+        same = [len(shape) == dimensions for shape, dimensions in zip(shapes, self.dimensions, strict=True)]
+        if all(same):
+            rows = [layout.rows(h).shape for layout, h in zip(self.layouts, hidden, strict=True)]
+            same = [shape[2] == width for shape, width in zip(rows, self.widths, strict=True)]
+        if not all(same):
+            raise ValueError(
+                f"{self.run.name(same.index(False))} returns {shapes[same.index(False)]} in this batch, "
+                "and other units before: give all batches one form, at least two examples each"
+            )
+        self.locations = [shape[1] for shape in rows]
+
+    def _passes(self):
+        """Units × locations of every group."""
+        return {group: sum(self.widths[i] * self.locations[i] for i in group) for group in self.groups}
 
     def _sum(self, method, group, make):
         return self.sums[method].setdefault(group, make())
@@ -133,51 +176,33 @@ class Measurement:
             grouped.append((group, torch.cat(rows, dim=-1)))
         return grouped
 
-    # Chains of linear layers and ReLUs
-
-    def _add_chain(self, weights, hidden, logits, y):
-        masks = [(~(h <= 0)).to(h.dtype) for h in hidden]
-        if "forward_jac" in self.methods:
-            metric = (weights[0].double() @ weights[0].double().T).to(logits.dtype)  # ⟨∂z_a/∂x, ∂z_b/∂x⟩, z = W₁x + b
-            jacobians = chain_input_jacobians(weights, masks)
-            for group in self.groups:
-                if group == (0,):
-                    self._exact("forward_jac", group, masks[0].T @ masks[0] * metric)
-                else:
-                    jacobian = torch.cat([jacobians[layer] for layer in group])  # (d, B, d₁)
-                    self._exact("forward_jac", group, gram((jacobian @ metric).flatten(1).T, jacobian.flatten(1).T))
-        if {"backward_jac", "backward_hess"} & set(self.methods):
-            jacobians, first = chain_logit_jacobians(weights, masks), logits.argmax(1)
-            curved = self.loss is not None and "backward_hess" in self.methods
-            curvature = losses.curvature(self.loss, logits, y).to(logits.dtype) if curved else None
-            for group in self.groups:
-                jacobian = torch.cat([jacobians[layer] for layer in group], dim=-1)  # (B, logits, d)
-                if "backward_jac" in self.methods:
-                    self._exact("backward_jac", group, gram(jacobian))
-                if curved:
-                    self._exact("backward_hess", group, gram(curvature @ jacobian, jacobian))
-                elif "backward_hess" in self.methods:  # the formula is explained at _add_logit_gradients
-                    relative = jacobian - jacobian[torch.arange(len(first)), first][:, None]
-                    weighted = relative * logits.softmax(1)[:, :, None]
-                    self._exact("backward_hess", group, gram(weighted, relative) - gram(weighted.sum(1)))
+    def _add_activations(self, hidden):
+        for group, rows in self._grouped(hidden):
+            total = self._sum("forward_cov", group, Covariance)
+            if total.shift is not None and total.shift.shape != rows.shape[1:]:
+                raise ValueError(
+                    f"forward_cov: {self.run.name(group[0])} has {rows.shape[1]} locations in this batch, and had "
+                    f"{len(total.shift)} before; means are per location: give images of one size, or leave it out"
+                )
+            total.add(rows)
 
     # Any network
 
     def _add_general(self, batch, y, inputs, hidden, logits):
-        few_hidden, few_logits = self.run(nested.part(batch, 0, _few(batch)))
-        if not examples_are_independent(logits, few_logits):
-            raise ValueError(
-                "the network is random, or its examples influence each other, in evaluation mode: "
-                "the same images get other logits in another batch"
-            )
+        check_examples(self.run, batch, self.layouts)
         backward = [method for method in self.methods if method.startswith("backward")]
         flat = logits.reshape(len(logits), -1)
-        few_flat = few_logits.reshape(len(few_logits), -1)
         few_outputs = flat.shape[1] <= MAX_EXACT_LOGITS
+        if backward:
+            ways = paths(hidden, logits)
+            check_connected(self.run, batch, ways.reached)
+            hidden = [h if h.requires_grad else h.detach().requires_grad_() for h in hidden]
         if "backward_hess" in backward:
-            linear = second_derivatives_vanish(few_hidden, few_flat, self.check)
+            linear = self._is_piecewise_linear(batch, hidden, flat, ways)
+            loss = self.loss or losses.cross_entropy
             if not linear or (self.loss and not few_outputs):
-                self._add_hessians(hidden, (self.loss or losses.cross_entropy)(logits, y).sum())
+                self._check_curvature(batch, ways, lambda outputs: loss(outputs, y).sum())
+                self._add_hessians(hidden, loss(logits, y).sum())
                 backward.remove("backward_hess")
             elif self.loss:
                 self._add_curved_logit_gradients(hidden, flat, losses.curvature(self.loss, logits, y))
@@ -187,8 +212,32 @@ class Measurement:
         elif backward:
             self._add_sampled_logit_gradients(hidden, flat, backward)
         if "forward_jac" in self.methods:
-            self._add_tangents(inputs, hidden)
+            self._add_tangents(batch, inputs, hidden)
             self._add_input_jacobians(batch, inputs)
+
+    def _is_piecewise_linear(self, batch, hidden, logits, ways):
+        """Whether all is piecewise linear between layers and logits: known operations, or second derivatives of zero.
+
+        Those of operations that are not torch's own are compared with finite differences.
+        """
+        if ways.linear:
+            return True
+        try:
+            linear = second_derivatives_vanish(hidden, logits, self.check)
+        except RuntimeError as error:
+            raise _twice_differentiable(error) from error
+        if linear and ways.custom:
+            weights = torch.randn(logits.shape[1:], generator=self.check, dtype=logits.dtype, device=logits.device)
+            self._check_curvature(batch, ways, lambda outputs: (outputs.flatten(1) * weights).sum())
+        return linear
+
+    def _check_curvature(self, batch, ways, scalar):
+        if ways.custom and not second_derivatives_are_complete(self.run, batch, self.layouts, scalar):
+            raise ValueError(
+                f"backward_hess: the second derivatives of {', '.join(sorted(ways.custom))} cannot be relied on: "
+                "autograd's differ from finite differences, or cannot be compared; give it a backward that is itself "
+                "made of torch's differentiable operations, run it in float32 or float64, or leave out backward_hess"
+            )
 
     def _add_hessians(self, hidden, loss):
         """The true Hessian of each layer, from a pass for each unit and location or, if that is many, random signs v.
@@ -203,7 +252,7 @@ class Measurement:
         for group in self.groups:
             (layer,) = group
             h, rows = hidden[layer], self.layouts[layer].rows
-            if self.passes[group] <= MAX_HESSIAN_PASSES:
+            if self._passes()[group] <= MAX_HESSIAN_PASSES:
                 self._exact("backward_hess", group, loss_hessian(h, loss, rows))
                 continue
             (gradient,) = grad(loss, h, create_graph=True, materialize_grads=True)
@@ -257,13 +306,25 @@ class Measurement:
             for _ in range(self.output_pairs):
                 self._sampled(method, self.output_pairs, estimate(method), estimate(method))
 
-    def _add_tangents(self, inputs, hidden):
+    def _add_tangents(self, batch, inputs, hidden):
         """E[(Jv)(Jv)ᵀ] = JJᵀ for random signs v: one Jacobian–vector product serves every unit of every layer."""
         groups = [group for group in self.groups if group not in self.exact]
         layers = [layer for group in groups for layer in group]
         if not layers:
             return
-        tangents = input_tangents([hidden[layer] for layer in layers], inputs)
+        try:
+            tangents, self.forward_mode = checked_tangents(
+                self.run,
+                batch,
+                inputs,
+                [hidden[layer] for layer in layers],
+                layers,
+                [self.layouts[layer] for layer in layers],
+                self.check,
+                self.forward_mode,
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}, or choose layers of up to {MAX_EXACT_PASSES} units × locations") from error
 
         def estimate():
             v = [_signs(x, self.input) for x in inputs]
@@ -274,10 +335,12 @@ class Measurement:
 
     def _add_input_jacobians(self, batch, inputs):
         """Exact Gram matrices of ∂h/∂x, for a few images at a time: their Jacobians are held in memory."""
+        n, passes = nested.size(batch), self._passes()
         for group in self.exact:
-            at_once = max(1, JACOBIAN_FLOATS // (self.passes[group] * sum(x[0].numel() for x in inputs)))
-            for start in range(0, nested.size(batch), at_once):
-                some = self._differentiable(nested.part(batch, start, start + at_once))
+            at_once = max(1, JACOBIAN_FLOATS // (passes[group] * sum(x[0].numel() for x in inputs)))
+            parts = -(-n // at_once)
+            for i in range(parts):  # of about equal size
+                some = self._differentiable(nested.part(batch, i * n // parts, (i + 1) * n // parts))
                 ((_, rows),) = self._grouped(self.run(some)[0], [group])
                 self._exact("forward_jac", group, gram(input_jacobian(rows, self.run.inputs).flatten(1).T))
 
@@ -295,9 +358,11 @@ def _few(batch):
     return max(1, min(CHECKED, nested.size(batch) // 2))
 
 
-def _in_fast_layout(x):
-    """The batch with channels innermost: where convolutions and per-location Gram matrices are fastest."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+def _twice_differentiable(error):
+    return ValueError(
+        f"backward_hess: an operation after the layers cannot be differentiated twice ({str(error).splitlines()[0]}): "
+        "leave out backward_hess, or the layers before it"
+    )
 
 
 def _signs(like, generator):

@@ -1,4 +1,4 @@
-"""Running a network so that its hidden layers are at hand, and it and torch's settings stay as they were."""
+"""Running a network so that its hidden layers are at hand, and it stays as it was."""
 
 import copy
 import re
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from numerics import nested
+from numerics.settings import Autocast
 
 ADDRESS = re.compile(r"(?P<module>[^:\[\]]*)(?::(?P<call>\d+))?(?P<keys>(?:\[\w+\])*)")
 
@@ -47,23 +48,36 @@ class Recording:
     """
 
     def __init__(self, model, layers, outputs, inputs):
-        self.model, self.outputs, modules = model, outputs, dict(model.named_modules())
+        self.model, self.outputs, modules = model, outputs, modules_by_name(model)
         self.layers = layers if layers is None else [address(name, modules) for name in layers]
         self.source = None if inputs is None else address(inputs, modules)
         self.wanted = [*(self.layers or []), *([self.source] if self.source else [])]
         self.modules = None if layers is None else [modules[layer.module] for layer in self.layers]
         self.calls, self.found, self.inputs = {}, {}, []
+        self.autocast, self.disturbed = Autocast(), None
 
     def __call__(self, batch):
         self.calls, self.found = {}, {}
-        returned = nested.call(self.model, batch)
-        returned = returned if self.outputs is None else self.outputs(returned)
+        with self.autocast.on():  # on a copy: the network may overwrite its input
+            returned = nested.call(self.model, nested.mapped(torch.clone, batch))
+            returned = returned if self.outputs is None else self.outputs(returned)
         for wanted in self.wanted:
             self._check_calls(wanted)
         self.inputs = [self.found[self.source]] if self.source else nested.float_tensors(batch)
         if self.layers is None:
             return _hidden_and_logits(returned)
         return [self.found[layer] for layer in self.layers], _logits(returned)
+
+    def has_effect(self, layer, batch):
+        """Whether a named layer has an influence on the logits: whether they change when its output does."""
+        with torch.no_grad():
+            before = self(batch)[1]
+            self.disturbed = self.layers[layer]
+            try:
+                after = self(batch)[1]
+            finally:
+                self.disturbed = None
+        return not torch.equal(before.nan_to_num(), after.nan_to_num())
 
     def name(self, layer):
         """How messages call a layer."""
@@ -76,7 +90,7 @@ class Recording:
             self.calls[module] = call = self.calls.get(module, 0) + 1
             for wanted in self.wanted:
                 if wanted.module == module and (wanted.call or 1) == call:
-                    with torch.enable_grad():
+                    with torch.inference_mode(False), torch.enable_grad():
                         output = self._kept(wanted, output)
             return output
 
@@ -88,8 +102,12 @@ class Recording:
         tensor = _at(output, keys)
         if not tensor.is_floating_point():
             raise ValueError(f"layer {wanted.name!r} returns {tensor.dtype}, which has no derivatives")
-        self.found[wanted] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
-        return _replaced(output, keys, self.found[wanted].clone())
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            raise ValueError(f"layer {wanted.name!r} runs inside vmap, or another of torch.func's: name one outside it")
+        if not tensor.requires_grad:  # made under no_grad, or not from the input: what follows can depend on it
+            tensor = (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
+        self.found[wanted] = tensor
+        return _replaced(output, keys, tensor.clone() if wanted != self.disturbed else 2 * tensor + 1)
 
     def _check_calls(self, wanted):
         calls = self.calls.get(wanted.module, 0)
@@ -175,6 +193,12 @@ def _described(returned):
     return f"a {type(returned).__name__}"
 
 
+def modules_by_name(model):
+    """All modules by all of their names; those of compiled modules by the names that they had before, too."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return {name.replace("_orig_mod.", ""): module for name, module in modules.items()} | modules
+
+
 @contextmanager
 def recorded(model, layers=None, outputs=None, inputs=None):
     """Context manager giving a `Recording` of any network, which stays unchanged.
@@ -191,7 +215,7 @@ def recorded(model, layers=None, outputs=None, inputs=None):
     if layers is not None and not layers:
         raise ValueError("no layers are named")
     recording = Recording(model, layers, outputs, inputs)
-    modules = dict(model.named_modules())
+    modules = modules_by_name(model)
     handles = [
         modules[name].register_forward_hook(recording.keep(name)) for name in {w.module: 0 for w in recording.wanted}
     ]
@@ -200,36 +224,3 @@ def recorded(model, layers=None, outputs=None, inputs=None):
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def frozen(model):
-    """Context manager in which no parameter asks for a gradient, so that graphs hold paths from the input alone."""
-    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in asked:
-        parameter.requires_grad_(False)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter in asked:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def careful_arithmetic():
-    """Context manager in which numbers below 1e-38 count as zero, for speed, and GPUs compute in full float32.
-
-    Weights of pixels that are always 0 decay into such numbers, which make a CPU 2–7 times slower.
-    """
-    flushed = (torch.tensor(1e-40) * 1).item() == 0
-    tf32, precision = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.set_flush_denormal(True)
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(flushed)
-        torch.backends.cudnn.allow_tf32 = tf32
-        torch.set_float32_matmul_precision(precision)

@@ -18,9 +18,13 @@ from models.cifar10 import Cifar10Fast
 from models.mnist import MnistSupervised
 from numerics import measurement as module
 from numerics.chains import run_chain
-from numerics.derivatives import by_unit, input_tangents
+from numerics.derivatives import by_unit
+from numerics.layout import Layout
 from numerics.linear import linear_where_linear
+from numerics.recording import recorded
 from numerics.running_sums import Covariance, GramSum, diagonal_blocks, normalized
+from numerics.settings import frozen
+from numerics.tangents import checked_tangents, forward_tangents
 
 # torch.func's first forward-mode call compiles its own decompositions with a deprecated function
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
@@ -227,9 +231,12 @@ def test_tangents_are_those_of_forward_mode():
     model = small_conv()
     x, v = random_data(3, 2, 6, 6)[0], random_data(3, 2, 6, 6, seed=1)[0]
     x.requires_grad_()
-    with linear_where_linear(model):
-        tangents = input_tangents(model(x)[0], x)(v)
-    assert largest_difference(tangents[0], jvp(lambda t: model(t)[0][0], (x,), (v,))[1]) < 1e-12
+    with recorded(model) as run, frozen(model), linear_where_linear(model):
+        hidden, _ = run(x)
+        tangents, forward_mode = checked_tangents(run, x, [x], hidden, [0], [Layout()], torch.Generator())
+        assert not forward_mode
+        for found in (tangents([v])[0], forward_tangents(run, x, [v])[0]):
+            assert largest_difference(found, jvp(lambda t: model(t)[0][0], (x,), (v,))[1]) < 1e-12
 
 
 # Properties -----------------------------------------------------------------------------------------------------------
@@ -487,7 +494,7 @@ def test_nan_is_recorded_with_a_warning():
 
 
 def test_only_linear_relu_chains_count_as_chains():
-    x = random_data(6, 5)[0]
+    x = random_data(6, 5)[0].requires_grad_()
     for activation, is_chain in ((nn.ReLU, True), (nn.LeakyReLU, False), (nn.Tanh, False)):
         model = small_dense(activation)
         outputs = [model[:2], model[:4]]

@@ -1,0 +1,79 @@
+"""What autograd recorded between hidden layers and logits: is there a way, and is all on it piecewise linear?"""
+
+from typing import NamedTuple
+
+import torch
+from torch.autograd.graph import get_gradient_edge
+
+from numerics.linear import PIECEWISE_LINEAR_FUNCTIONS
+
+# The derivatives of these are constant between kinks; those of products, where all factors but one are constant.
+PIECEWISE_LINEAR = {
+    *("Add", "Sub", "Neg", "Sum", "Mean", "Abs", "Relu", "LeakyRelu", "Hardtanh", "Threshold", "Clamp", "ToCopy"),
+    *("View", "UnsafeView", "ReshapeAlias", "T", "Transpose", "Permute", "Squeeze", "Unsqueeze", "Expand", "Clone"),
+    *("Slice", "Select", "Cat", "Stack", "Split", "SplitWithSizes", "Unbind", "Alias", "ConstantPadNd", "Index"),
+    *("MaxPool2DWithIndices", "AvgPool2D", "AdaptiveAvgPool2D", "UpsampleNearest2D"),
+}
+PRODUCTS = {
+    **dict.fromkeys(("Mul", "Mm", "Bmm", "Convolution"), (0, 1)),
+    **dict.fromkeys(("Addmm", "Baddbmm", "Addbmm"), (1, 2)),
+}
+
+
+class Paths(NamedTuple):
+    """Of the ways from the hidden layers to the logits.
+
+    Attributes:
+        reached: for every layer, whether there is one.
+        custom: names of operations on them whose derivatives are not torch's own.
+        linear: whether all operations are known to be piecewise linear, so that second derivatives are zero.
+    """
+
+    reached: list
+    custom: set
+    linear: bool
+
+
+def paths(hidden, logits):
+    """The Paths from the hidden layers to the logits; a few microseconds an operation."""
+    sources = {}
+    for layer, h in enumerate(hidden):
+        if h.requires_grad:
+            edge = get_gradient_edge(h)
+            sources.setdefault((edge.node, edge.output_nr), []).append(layer)
+    if not logits.requires_grad:
+        return Paths([False] * len(hidden), set(), True)
+    top, reached, after = get_gradient_edge(logits), set(), {}  # after: does this operation depend on a layer?
+
+    def depends(node, output):
+        if (node, output) in sources:
+            reached.add((node, output))
+            return True
+        return after[node]
+
+    stack = [top.node]
+    while stack:
+        node = stack[-1]
+        below = [(next_node, output) for next_node, output in node.next_functions if next_node is not None]
+        waiting = [next_node for next_node, _ in below if next_node not in after]
+        if waiting:
+            stack += waiting
+        else:
+            after[stack.pop()] = any([depends(*edge) for edge in below])
+    depends(top.node, top.output_nr)
+
+    custom, linear = set(), True
+    for node, on_the_way in after.items():
+        if not on_the_way:
+            continue
+        name = node.name()
+        if isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in name:
+            if getattr(node, "_forward_cls", None) not in PIECEWISE_LINEAR_FUNCTIONS:
+                custom.add(name.removesuffix("Backward"))
+            continue
+        kind = name[:-1].removesuffix("Backward")  # "ReluBackward0"
+        edges = [node.next_functions[factor] for factor in PRODUCTS.get(kind, ())]
+        varying = sum(edge[0] is not None and depends(*edge) for edge in edges)
+        linear &= kind in PIECEWISE_LINEAR or varying == 1
+    layers = {layer for source in reached for layer in sources[source]}
+    return Paths([layer in layers for layer in range(len(hidden))], custom, linear and not custom)

@@ -57,7 +57,7 @@ def _has_gradients_of_chain(weights, x, hidden, logits):
     """Whether autograd's gradients of Σ_l ⟨u_l, h_l⟩ + ⟨r, y⟩ by x and all layers, u and r random, are the chain's."""
     generator = torch.Generator(x.device).manual_seed(0)
     tops = [*hidden, logits]
-    if not all(tensor.requires_grad for tensor in (x, *tops)):
+    if not all(tensor.requires_grad and tensor.dtype == x.dtype for tensor in (x, *tops)):
         return False
     u = [torch.randn(top.shape, generator=generator, dtype=top.dtype, device=top.device) for top in tops]
     found = grad(tops, [x, *hidden], u, retain_graph=True, allow_unused=True)

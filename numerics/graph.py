@@ -72,7 +72,8 @@ def paths(hidden, logits):
                 custom.add(name.removesuffix("Backward"))
             continue
         kind = name[:-1].removesuffix("Backward")  # "ReluBackward0"
-        edges = [node.next_functions[factor] for factor in PRODUCTS.get(kind, ())]
+        below = dict(enumerate(node.next_functions))  # a product with a plain number has one factor
+        edges = [below[factor] for factor in PRODUCTS.get(kind, ()) if factor in below]
         varying = sum(edge[0] is not None and depends(*edge) for edge in edges)
         linear &= kind in PIECEWISE_LINEAR or varying == 1
     layers = {layer for source in reached for layer in sources[source]}

@@ -216,6 +216,12 @@ def recorded(model, layers=None, outputs=None, inputs=None):
         raise ValueError("no layers are named")
     recording = Recording(model, layers, outputs, inputs)
     modules = modules_by_name(model)
+    for wanted in recording.wanted:
+        if modules[wanted.module]._backward_hooks or modules[wanted.module]._backward_pre_hooks:
+            raise ValueError(
+                f"layer {wanted.name!r} has a backward hook, which acts after what is recorded: remove the hook, or "
+                "name another layer"
+            )
     handles = [
         modules[name].register_forward_hook(recording.keep(name)) for name in {w.module: 0 for w in recording.wanted}
     ]

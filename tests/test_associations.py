@@ -436,13 +436,11 @@ def test_random_networks_and_batch_statistics_are_refused(culprit):
         associations(small_conv(after), batches_of(*random_data(16, 2, 6, 6, classes=3), 8))
 
 
-def test_hessian_that_would_take_too_long_is_refused(monkeypatch):
-    monkeypatch.setattr(module, "MAX_HESSIAN_PASSES", 63)
-    model = small_conv(nn.Sequential(nn.Tanh(), nn.Flatten(), nn.Linear(64, 3)))
-    data = batches_of(*random_data(4, 2, 6, 6, classes=3), 4)
+def test_combined_hessian_after_smooth_layers_is_refused():
+    model, data = small_dense(nn.Tanh), batches_of(*random_data(4, 5, classes=4), 4)
     with pytest.raises(ValueError, match="not piecewise linear"):
-        associations(model, data)
-    associations(model, data, methods=["forward_cov", "backward_jac"])
+        associations(model, data, layers=model.names, combined=True)
+    associations(model, data, layers=model.names, combined=True, methods=["forward_cov", "backward_jac"])
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,8 @@ def make_data(folder):
     """Tiny image folders: classes that differ by little more than noise, so that training soon stops improving."""
     from PIL import Image
 
+    from study import datasets
+
     rng = np.random.default_rng(0)
     for name, shape, contrast, train_images in (("mnist", (28, 28), 12, 20), ("cifar10", (32, 32, 3), 3, 10)):
         patterns = rng.normal(128, contrast, (CLASSES, *shape))
@@ -141,6 +143,7 @@ def make_data(folder):
                 for i in range(n):
                     image = np.clip(pattern + rng.normal(0, 60, shape), 0, 255).astype(np.uint8)
                     Image.fromarray(image).save(place / f"{i}.png")
+        datasets.load(name, folder)  # makes its cache, or the first job alone would: all make the same file operations
 
 
 # Comparison

@@ -80,6 +80,12 @@ def test_mnist_is_found_as_people_have_it(tmp_path, small_mnist, layout):
     assert train_labels.tolist() == [3, 1, 4, 1, 5] and test_labels.tolist() == [9, 2, 6, 0]
 
 
+def test_uncompressed_files_come_before_compressed_ones(tmp_path, small_mnist):
+    write_mnist(tmp_path / "mnist", small_mnist)
+    write_mnist(tmp_path / "mnist", made_up_mnist(seed=1), lambda name: f"{name}.gz", lambda a: gzip.compress(idx(a)))
+    assert np.array_equal(loaded("mnist", tmp_path)[0][:, 0], next(iter(small_mnist.values())))
+
+
 def test_mnist_is_read_as_torchvision_reads_it(tmp_path):
     write_mnist(tmp_path / "mnist" / "MNIST" / "raw", made_up_mnist(28, 28))
     train_images, train_labels, test_images, test_labels = loaded("mnist", tmp_path)

@@ -177,7 +177,7 @@ def train(ask: runs.Asked, args: argparse.Namespace, device: torch.device, held:
 
 
 def parser() -> cli.Parser:
-    return options.parser(__doc__)
+    return options.parser(__doc__, datasets.choices())
 
 
 if __name__ == "__main__":

@@ -7,10 +7,14 @@ from study import grids
 from study.cli import Parser
 
 
-def parser(description: str = "") -> Parser:
-    """The parser of train.py's words. What values hyperparameters may have, `grids.check` says."""
+def parser(description: str = "", datasets: str = "name of a data set") -> Parser:
+    """The parser of train.py's words. What values hyperparameters may have, `grids.check` says.
+
+    Args:
+        description: of train.py, for --help.
+        datasets: likewise, which there are; whoever asks imports torch (see `datasets.choices`).
+    """
     p = Parser(prog="train.py", description=description)
-    datasets = "mnist, mnist5k (part of it; needs no download), cifar10, or a folder of images in --data-dir"
     p.add_argument("--dataset", required=True, help=datasets)
     p.add_argument("--task", default="sup", choices=["sup"], help="sup: supervised classification")
     for name, regularizer in grids.REGULARIZERS.items():

@@ -5,7 +5,9 @@
 Trains torchvision's VisionTransformer, made small, on 4,000 digits (mnist5k), measures the units of one block by all
 four methods, clusters them, prints Q and draws the matrices, as numbered and by cluster, into figures/. A transformer's
 units lie in the last dimension of its layers' outputs, and its places are locations: `unit_dim=-1`. It is smooth, so
-that its Hessian is estimated from random directions, as `forward_jac` is.
+that its Hessian is estimated from random directions, as `forward_jac` is; the column `error` tells how well.
+
+On one core training takes a minute (93% of the test digits), measuring and clustering three.
 """
 
 import argparse
@@ -87,7 +89,7 @@ def modules_of(found: Associations, layer: int, null_draws: int) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def main(epochs: int, images: int, directions: int, null_draws: int, folder: Path, data_dir: Path) -> None:
+def main(epochs: int, images: int, hess_directions: int, null_draws: int, folder: Path, data_dir: Path) -> None:
     """Trains, measures, clusters, prints and draws."""
     training, _, test = splits("mnist5k", data_dir)
     model = small_transformer()
@@ -100,8 +102,7 @@ def main(epochs: int, images: int, directions: int, null_draws: int, folder: Pat
         layers=list(LAYERS.values()),
         unit_dim=-1,
         methods=BASE_METHODS,
-        jac_directions=directions,
-        hess_directions=directions,
+        hess_directions=hess_directions,
         progress=True,
     )
     for number, (name, layer) in enumerate(LAYERS.items()):
@@ -116,7 +117,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--images", type=int, default=500, help="test images to measure on (default 500)")
-    parser.add_argument("--directions", type=int, default=32, help="random directions an image (default 32)")
+    parser.add_argument("--hess-directions", type=int, default=256, help="random directions an image (default 256)")
     parser.add_argument("--null-draws", type=int, default=10, help="shuffled matrices for z (default 10)")
     parser.add_argument("--folder", type=Path, default=Path("figures"), help="where the figures go (default figures)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the data is kept (default data)")

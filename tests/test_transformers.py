@@ -1,15 +1,22 @@
 """Smooth networks with places: sampled Hessians and their errors, and a vision transformer from training to figures."""
 
+import re
+
 import pytest
 import torch
 from test_any_network import Mean, double, labels, slow
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.models import VisionTransformer
 
-from associations import associations
+from associations import BASE_METHODS, associations
+from examples import vision_transformer
+from modularity import girvan_newman
 from numerics import measurement
 from numerics.running_sums import GramSum
+from report.matrix_figures import sorted_matrices
+from study.datasets import Split
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
 
@@ -160,14 +167,42 @@ def test_units_of_a_vision_transformer_agree_with_per_example_autodiff(name):
     expected = {"forward_jac": 0, "backward_jac": 0, "backward_hess": 0}
     for i in range(4):
         one = x[i : i + 1]
-        matrices = slow(
-            lambda t: output_of(model, module, t),
-            lambda h, one=one: with_output(model, module, one, h),
-            one,
-            y[i : i + 1],
-        )
+        with sdpa_kernel(SDPBackend.MATH):  # torch cannot differentiate the others twice
+            matrices = slow(
+                lambda t: output_of(model, module, t),
+                lambda h, one=one: with_output(model, module, one, h),
+                one,
+                y[i : i + 1],
+            )
         for method in expected:
             expected[method] = expected[method] + matrices[method] / 4
     assert not found.stderr
     for method, truth in expected.items():
         assert (found.signed[method][0] - truth).abs().max() < 1e-9 * truth.abs().max(), method
+
+
+def test_the_example_trains_measures_clusters_and_draws(tmp_path, monkeypatch, capsys):
+    drawn = []
+
+    def few(*args):
+        training, val, test = vision_transformer_splits(*args)
+        return Split(training.images, training.labels, training.index[:600]), val, test
+
+    vision_transformer_splits = vision_transformer.splits
+    monkeypatch.setattr(vision_transformer, "splits", few)
+    monkeypatch.setattr(
+        vision_transformer, "sorted_matrices", lambda table: drawn.append(table) or sorted_matrices(table)
+    )
+    vision_transformer.main(3, 8, 2, 2, tmp_path / "figures", tmp_path / "data")
+    printed = capsys.readouterr().out
+    assert float(re.search(r"test accuracy (0\.\d+)", printed)[1]) > 0.15
+    for layer, (name, units) in enumerate((("mlp", 128), ("residual", 64))):
+        table = drawn[layer].set_index("assoc")
+        assert list(table.index) == list(BASE_METHODS)
+        for row in table.itertuples():
+            assert row.adj.shape == (units, units)
+            q = girvan_newman(torch.from_numpy(row.adj), torch.from_numpy(row.clusters)).item()
+            assert row.score == pytest.approx(q) and f"{row.score:.3f}".rstrip("0") in printed
+        assert (table["error"] > 0).to_dict() == dict(zip(BASE_METHODS, (False, True, False, True), strict=True))
+        for kind in ("svg", "png"):
+            assert (tmp_path / "figures" / f"vision-transformer-{name}.{kind}").stat().st_size > 10_000

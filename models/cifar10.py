@@ -67,13 +67,24 @@ class Cifar10Fast(nn.Module):
 
         Shapes are given for images of 32 × 32.
         """
-        h = torch.relu(self.bn1(self.conv1(x)))  # (B, c0, 32, 32)
-        hidden = [h]
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            h = self.drop(stage(h))
-            hidden.append(h)  # (B, c0, 32, 32), (B, c1, 16, 16), (B, c2, 8, 8), (B, c3, 4, 4)
-        pooled = F.max_pool2d(h, h.shape[-2:])
-        if self.concat_pool:
-            pooled = torch.cat([pooled, F.avg_pool2d(h, h.shape[-2:])], dim=1)
-        hidden.append(self.drop(pooled))  # (B, 2 c3, 1, 1)
+        hidden = self._hidden_from(0, torch.relu(self.bn1(self.conv1(x))))
         return hidden, self.proj(hidden[-1].flatten(1))
+
+    def forward_from(self, layer: int, h: torch.Tensor) -> torch.Tensor:
+        """Logits (B, num_classes), given the activations (B, C, H, W) of a hidden layer."""
+        return self.proj(self._hidden_from(layer, h)[-1].flatten(1))
+
+    def _hidden_from(self, layer, h):
+        """The hidden layers from one on, whose activations are given."""
+        hidden = [h]  # h0: (B, c0, 32, 32)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4)[layer:]:
+            hidden.append(
+                self.drop(stage(hidden[-1]))
+            )  # (B, c0, 32, 32), (B, c1, 16, 16), (B, c2, 8, 8), (B, c3, 4, 4)
+        if layer < 5:
+            last, size = hidden[-1], hidden[-1].shape[-2:]
+            pooled = F.max_pool2d(last, size)
+            if self.concat_pool:
+                pooled = torch.cat([pooled, F.avg_pool2d(last, size)], dim=1)
+            hidden.append(self.drop(pooled))  # h5: (B, 2 c3, 1, 1)
+        return hidden

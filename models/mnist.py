@@ -43,3 +43,13 @@ class MnistSupervised(nn.Module):
             h = self.drop(torch.relu(linear(h)))
             hidden.append(h)
         return hidden, self.proj(h)
+
+    def forward_from(self, layer: int, h: torch.Tensor) -> torch.Tensor:
+        """Logits (B, num_classes), given the activations (B, channels[layer]) of a hidden layer."""
+        for linear in self.fc_layers[layer + 1 :]:
+            h = self.drop(torch.relu(linear(h)))
+        return self.proj(h)
+
+    def linears_behind(self, layer: int) -> list[nn.Linear]:
+        """The linear layers behind a hidden layer; in evaluation mode there is a ReLU between any two, and no more."""
+        return [*self.fc_layers[layer + 1 :], self.proj]

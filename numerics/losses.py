@@ -15,19 +15,22 @@ def cross_entropy(logits, y):
     return F.cross_entropy(logits, y, reduction="sum")
 
 
-def check_labels(logits, y):
-    """Whether softmax cross-entropy is defined for a batch.
+def check_labels(
+    logits,
+    y,
+    what="the Hessian of softmax cross-entropy",
+    otherwise="or give another loss, loss=…, or leave out backward_hess",
+):
+    """Whether softmax cross-entropy is defined for a batch; messages name what needs it, and the way out.
 
     Raises: ValueError for logits other than (B, K > 1), or that are probabilities; labels not int64 (B,) below K.
     """
-    shape, otherwise = tuple(logits.shape), "or give another loss, loss=…, or leave out backward_hess"
+    shape = tuple(logits.shape)
     if logits.ndim != 2 or shape[1] < 2:
-        raise ValueError(f"the Hessian of softmax cross-entropy needs logits (B, classes), not {shape}: {otherwise}")
+        raise ValueError(f"{what} needs logits (B, classes), not {shape}: {otherwise}")
     if not isinstance(y, torch.Tensor) or y.dtype != torch.int64 or y.shape != shape[:1]:
         found = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, torch.Tensor) else f"{type(y).__name__}"
-        raise ValueError(
-            f"the Hessian of softmax cross-entropy needs labels, int64 ({shape[0]},), not {found}: {otherwise}"
-        )
+        raise ValueError(f"{what} needs labels, int64 ({shape[0]},), not {found}: {otherwise}")
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= shape[1]:
         raise ValueError(f"labels from {low} to {high} for {shape[1]} logits: they must be 0 to {shape[1] - 1}")

@@ -45,6 +45,7 @@ class Recording:
     Attributes:
         inputs: after a run, the tensors (B, …) that Jacobians by the input are taken by.
         modules: the module of each layer; None for the layers that the network returns itself.
+        replacement: a tensor that the network goes on with in place of what is recorded of its modules; None for none.
     """
 
     def __init__(self, model, layers, outputs, inputs):
@@ -55,6 +56,7 @@ class Recording:
         self.modules = None if layers is None else [modules[layer.module] for layer in self.layers]
         self.calls, self.found, self.inputs = {}, {}, []
         self.autocast, self.disturbed = Autocast(), None
+        self.replacement = None
 
     def __call__(self, batch):
         self.calls, self.found = {}, {}
@@ -107,6 +109,8 @@ class Recording:
         if not tensor.requires_grad:  # made under no_grad, or not from the input: what follows can depend on it
             tensor = (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
         self.found[wanted] = tensor
+        if self.replacement is not None:
+            tensor = self.replacement
         return _replaced(output, keys, tensor.clone() if wanted != self.disturbed else 2 * tensor + 1)
 
     def _check_calls(self, wanted):

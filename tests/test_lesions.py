@@ -351,9 +351,9 @@ def test_linearity_is_used_only_where_the_layers_behind_are_plain_linear_ones():
         assert OwnHidden(model, 0).linears() is None
 
         def behind(h, _, model=model):
-            return (model.proj.weight @ F.relu(layer_2(F.relu(layer_1(h))))[0] + model.proj.bias)[None] / 2
+            h = F.relu(model.fc_layers[2](F.relu(model.fc_layers[1](h))))
+            return (h @ model.proj.weight.T + model.proj.bias) / 2
 
-        layer_1, layer_2 = model.fc_layers[1:]
         found = lesion_effects(model, images, labels, groups, layer=0)
         assert agree(found, lambda x, model=model: F.relu(model.fc_layers[0](x)), behind, images, labels, groups)
 

@@ -22,8 +22,9 @@ from study.cli import UserError
 from study.files import FileError
 from study.provenance import provenance
 
-HELD = ("hyper_parameters", "state_dict")  # what a checkpoint must have to be told from another run's
-RESUMED = (*HELD, "epoch", "global_step", "optimizer_states", "lr_schedulers", "callbacks", "loops")
+HELD = {"hyper_parameters": dict, "state_dict": dict}  # what a checkpoint must have to be told from another run's
+RESUMED = {"epoch": int, "global_step": int, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict,
+           "loops": dict}  # and what else to be gone on from  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> None:
@@ -100,9 +101,10 @@ def held_checkpoint(ask: runs.Asked) -> dict | None:
             raise UserError(f"{ask.run_dir} holds checkpoints, but neither run.json nor {path.name}; move it away")
         return None
     stored = checkpoints.read(path)
-    lacking = [key for key in (HELD if ask.identity["untrained"] else RESUMED) if key not in stored]
-    if lacking or not isinstance(stored["hyper_parameters"], dict):
-        raise UserError(f"{path} is not a training's checkpoint: it lacks {(lacking or HELD)[0]}; move it away")
+    kinds = HELD if ask.identity["untrained"] else HELD | RESUMED
+    lacking = [key for key, kind in kinds.items() if not isinstance(stored.get(key), kind)]
+    if lacking:
+        raise UserError(f"{path} is not a training's checkpoint: it lacks {lacking[0]}; move it away")
     hyperparameters = stored["hyper_parameters"] | {"untrained": ask.identity["untrained"]}
     record = {"hyperparameters": hyperparameters, "data": stored.get("data"), "epochs": stored.get("epoch", -1) + 1}
     if other := runs.differences(record, ask):

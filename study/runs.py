@@ -95,7 +95,7 @@ def differences(record: dict, ask: Asked) -> list[str]:
     found = []
     for name, wanted in ask.identity.items():
         there = theirs.get(name)
-        if name == "model_args":
+        if name == "model_args" and isinstance(there, dict):
             there, wanted = _both_given(there, wanted), _both_given(wanted, there)
         if there != wanted:
             found.append(f"{name} {there!r}, not {wanted!r}")

@@ -226,9 +226,14 @@ def test_the_lost_record_of_an_untrained_network_leaves_its_evaluation(data, tmp
 def test_a_checkpoint_of_another_run_is_not_gone_on_from(copy, again):
     record, last = unfinished(copy), copy / "weights" / "last.ckpt"
     stored = checkpoints.read(last)
-    for change in ({"drop": 0.2}, {"seed": 1}, {"model_args": {}}, {"l1": 0.1}, {"batch_size": 51}, {"run": 1}):
+    for change in ({"drop": 0.2}, {"seed": 1}, {"model_args": {}}, {"l1": 0.1}, {"batch_size": 51}, {"run": 1},
+                   {"model_args": None}):  # fmt: skip
         checkpoints.write(last, stored | {"hyper_parameters": stored["hyper_parameters"] | change})
         with pytest.raises(UserError, match=rf"last\.ckpt belongs to another run \({min(change)} "):
+            again()
+    for change in ({"hyper_parameters": []}, {"epoch": "1"}, {"callbacks": None}, {"loops": 1.5}):
+        checkpoints.write(last, stored | change)
+        with pytest.raises(UserError, match=rf"last\.ckpt.* {min(change)}"):
             again()
     for lacking in ("optimizer_states", "loops", "epoch", "hyper_parameters", "callbacks"):
         checkpoints.write(last, {key: value for key, value in stored.items() if key != lacking})

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from report import experiments, sensitivity, summary
+from report.claims import claims_table, search_effect
 from report.text import markdown
 from study import grids
 from study.cli import UserError, one_line_errors
@@ -59,11 +60,13 @@ def section(name: str, folder: Path) -> str:
     first, *lines = summary.summary(name, found)
     parts = [f"## {name}", f"{first.partition(': ')[2]}. {made(found)}"]
     parts += ["\n".join(f"- {line}" for line in [*lines, *summary.verdicts(found), *summary.training(found)])]
+    if name == HEADLINE:
+        parts += ["### The study's claims", claims_table(found)]
     parts += list(summary.tables(found))
     if list((folder / "searches").glob(f"{name}-*-modules.parquet")):
         table = sensitivity.table(name, found, folder / "searches")
         parts += ["### The claims after other searches for Q, against other nulls, and from single repetitions"]
-        parts += [markdown(table)]
+        parts += [markdown(table), search_effect(table)]
     return "\n\n".join(parts) + "\n"
 
 

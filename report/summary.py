@@ -156,9 +156,10 @@ def agreement_verdict(condition, rows):
         for group, row in rows.iterrows()
         if group in GROUPS
     ]
+    points = "1 grid point" if rows["points"].max() == 1 else f"{rows['points'].max()} grid points"
     across = f"{rows.loc['across', 'significant']:.0%}" if "across" in rows.index else "none"
     return (
-        f"Agreement in {condition} networks, n = {rows['n'].max()} at {rows['points'].max()} grid points "
+        f"Agreement in {condition} networks, n = {rows['n'].max()} at {points} "
         f"(element-centric similarity): {', '.join(texts)}; {across} of the pairs across agree more than shuffled ones "
         "(p < 0.05)."
     )

@@ -1,7 +1,8 @@
 """How alike two clusterings of the same units are, and how alike the matrices behind them.
 
-A clustering P (n, c) has one-hot rows; rows of zeros are dead units, empty columns are ignored. Every measure of two
-clusterings depends on their contingency table alone: n_rs units lie in cluster r of the first and s of the second.
+A clustering P (n, c) has one-hot rows; rows of zeros are dead units, empty columns are ignored. Integer labels (n,), −1
+for dead units, are taken for one too; anything else is refused with a ValueError. Every measure of two clusterings
+depends on their contingency table alone: n_rs units lie in cluster r of the first and s of the second.
 """
 
 import math
@@ -12,28 +13,16 @@ import scipy.stats
 import torch
 
 from modularity import girvan_newman
-from numerics.search import jit
+from numerics.adjacency import Matrix, as_array, cluster_labels, off_diagonal
+from numerics.jit import jit
+from numerics.seeds import checked_seed
 
-ALIGN_VERSION = 101
+ALIGN_VERSION = 102
 ROUNDING = 1e-12
-BATCH = 2**20  # random numbers held at once while the null is drawn
+BATCH = 2**20  # cells of random tables held at once while the null is drawn
 
 
-def cluster_labels(clusters: torch.Tensor) -> np.ndarray:
-    """Column of each unit's cluster among the columns used, (n,) int64; −1 for dead units.
-
-    Raises: ValueError unless every row is one-hot or zero.
-    """
-    if clusters.ndim != 2:
-        raise ValueError(f"clusters of shape {tuple(clusters.shape)}, not (units, clusters)")
-    P = clusters.detach().cpu().numpy()
-    P = P[:, P.any(0)]
-    if not (((P == 0) | (P == 1)).all() and (P.sum(1) <= 1).all()):
-        raise ValueError("clusters have rows that are neither one-hot nor zero")
-    return np.where(P.any(1), P.argmax(1), -1) if P.shape[1] else np.full(len(P), -1)
-
-
-def contingency_table(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> np.ndarray:
+def contingency_table(clusters_1: Matrix, clusters_2: Matrix) -> np.ndarray:
     """n_rs, (R, S) int64: units in cluster r of one clustering and s of the other; dead units are one more cluster.
 
     Raises: ValueError for clusterings of different lengths or of no units.
@@ -46,67 +35,67 @@ def contingency_table(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> np.
     return table
 
 
-def _labels_of_both(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    if len(clusters_1) != len(clusters_2):
-        raise ValueError(f"clusterings of different lengths, {len(clusters_1)} and {len(clusters_2)} units")
-    if not len(clusters_1):
+def _labels_of_both(clusters_1, clusters_2):
+    labels_1, labels_2 = cluster_labels(clusters_1), cluster_labels(clusters_2)
+    if len(labels_1) != len(labels_2):
+        raise ValueError(f"clusterings of different lengths, {len(labels_1)} and {len(labels_2)} units")
+    if not len(labels_1):
         raise ValueError("clusterings of no units")
-    return cluster_labels(clusters_1), cluster_labels(clusters_2)
+    return labels_1, labels_2
 
 
 # ---- greedy alignment -----------------------------------------------------------------------------------------------
 
 
-def alignment_score(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
+def alignment_score(clusters_1: Matrix, clusters_2: Matrix) -> float:
     """Fraction of the units that fall into clusters matched one to one, largest overlap first.
 
     Takes the largest cell of the contingency table (the first in row-major order among equals), drops its row and
     column, and so on; the score is the sum of the cells taken / min(units assigned in 1, in 2). Dead units are left
     out.
 
-    Args: clusters_1, clusters_2: (n, R) and (n, S), rows one-hot or zero.
+    Args: clusters_1, clusters_2: (n, R) and (n, S), rows one-hot or zero, or labels (n,).
     Returns: a number in [0, 1], 1 for identical clusterings; NaN when either assigns no unit. It does not depend on the
         order of the units, nor, ties apart, on that of the clusters.
     Raises: ValueError for clusterings of different lengths.
     """
     labels_1, labels_2 = _labels_of_both(clusters_1, clusters_2)
-    score, _ = _overlaps(labels_1, labels_2, 0, 0)
-    return float(_share(score, labels_1, labels_2))
+    return float(_share(_overlap(labels_1, labels_2), labels_1, labels_2))
 
 
 def alignment_null(
-    clusters_1: torch.Tensor, clusters_2: torch.Tensor, shuffles: int = 5000, seed: int = 0
+    clusters_1: Matrix, clusters_2: Matrix, shuffles: int = 5000, seed: int | None = 0
 ) -> tuple[torch.Tensor, float]:
     """Alignment scores under random permutations of one clustering's units, dead ones included, and the score's p.
 
+    Permutations are random tables of the same margins, in which the dead units of either clustering are one more row
+    or column.
+
+    Args: seed: an integer of 0 or more: the same seed, the same null; None for a different one each time.
     Returns:
         scores, (shuffles,) float32, and p = (1 + shuffles with at least the real score)/(1 + shuffles); NaN when either
         clustering assigns no unit.
     """
     labels_1, labels_2 = _labels_of_both(clusters_1, clusters_2)
-    score, null = _overlaps(labels_1, labels_2, shuffles, seed)
+    random = np.random.default_rng(checked_seed(seed))
+    margins = [np.bincount(labels + 1) for labels in (labels_1, labels_2)]  # dead units first
+    tables = scipy.stats.random_table(*margins)
+    null, batch = np.empty(shuffles, dtype=np.int64), max(1, BATCH // math.prod(map(len, margins)))
+    for start in range(0, shuffles, batch):
+        part = null[start : start + batch]
+        part[:] = greedy_overlaps(tables.rvs(len(part), random_state=random)[:, 1:, 1:])
     null_scores = torch.from_numpy(_share(null, labels_1, labels_2)).float()
     if labels_1.max() < 0 or labels_2.max() < 0:
         return null_scores, math.nan
-    return null_scores, (1 + int((null >= score).sum())) / (1 + shuffles)
+    return null_scores, (1 + int((null >= _overlap(labels_1, labels_2)).sum())) / (1 + shuffles)
 
 
-def _overlaps(labels_1, labels_2, shuffles, seed):
-    """Units in greedily matched clusters, for the clusterings themselves (int) and for random permutations (int64)."""
-    score = greedy_overlap(_table(labels_1, labels_2))
-    random, null, n = np.random.default_rng(seed), np.empty(shuffles, dtype=np.int64), len(labels_1)
-    batch, labels_2 = max(1, BATCH // n), labels_2.copy()
-    for start in range(0, shuffles, batch):
-        part = null[start : start + batch]
-        shuffled_overlaps(labels_1, labels_2, random.random((len(part), n)), part)
-    return score, null
-
-
-def _table(labels_1, labels_2):
-    """Contingency table of the assigned units, (R, S), clusters in stored order."""
+def _overlap(labels_1, labels_2):
+    """Units in greedily matched clusters, which are taken in stored order."""
     R, S = labels_1.max() + 1, labels_2.max() + 1
     both = (labels_1 >= 0) & (labels_2 >= 0)
-    return np.bincount(labels_1[both] * S + labels_2[both], minlength=R * S).reshape(R, S)
+    table = np.bincount(labels_1[both] * S + labels_2[both], minlength=R * S).reshape(1, R, S)
+    return int(greedy_overlaps(table)[0])
 
 
 def _share(overlaps, labels_1, labels_2):
@@ -115,49 +104,31 @@ def _share(overlaps, labels_1, labels_2):
 
 
 @jit
-def greedy_overlap(table):
-    """Sum of the cells taken from a table (R, S), largest first, each with its row and column."""
-    R, S = table.shape
-    rows, columns = np.arange(R), np.arange(S)  # those left, in order
-    overlap = 0
-    while R > 0 and S > 0:
-        largest, i, j = -1, 0, 0
-        for r in range(R):
-            for s in range(S):
-                if table[rows[r], columns[s]] > largest:
-                    largest, i, j = table[rows[r], columns[s]], r, s
-        overlap += largest
-        R -= 1
-        S -= 1
-        rows[i:R] = rows[i + 1 : R + 1]
-        columns[j:S] = columns[j + 1 : S + 1]
-    return overlap
-
-
-@jit
-def shuffled_overlaps(labels_1, labels_2, uniform, overlaps):
-    """Fill overlaps (k,) with the greedy overlap of labels_1 and k random permutations of labels_2.
-
-    Args: labels_2: left in the last of its permutations.  uniform: (k, n), random numbers in [0, 1), which make the
-        permutations (Fisher–Yates).
-    """
-    n, R, S = len(labels_1), labels_1.max() + 1, labels_2.max() + 1
-    table = np.zeros((R + 1, S + 1), np.int64)  # the last row and column, also found at −1, hold the dead units
-    for k in range(len(uniform)):
-        table[:] = 0
-        for i in range(n):
-            j = i + np.int64(uniform[k, i] * (n - i))
-            label = labels_2[j]
-            labels_2[j] = labels_2[i]
-            labels_2[i] = label
-            table[labels_1[i], label] += 1
-        overlaps[k] = greedy_overlap(table[:R, :S])
+def greedy_overlaps(tables):
+    """Sum of the cells taken from each table (k, R, S), largest first, each with its row and column; (k,) int64."""
+    overlaps = np.zeros(len(tables), np.int64)
+    for k in range(len(tables)):
+        table = tables[k]
+        R, S = table.shape
+        rows, columns = np.arange(R), np.arange(S)  # those left, in order
+        while R > 0 and S > 0:
+            largest, i, j = -1, 0, 0
+            for r in range(R):
+                for s in range(S):
+                    if table[rows[r], columns[s]] > largest:
+                        largest, i, j = table[rows[r], columns[s]], r, s
+            overlaps[k] += largest
+            R -= 1
+            S -= 1
+            rows[i:R] = rows[i + 1 : R + 1]
+            columns[j:S] = columns[j + 1 : S + 1]
+    return overlaps
 
 
 # ---- information ----------------------------------------------------------------------------------------------------
 
 
-def entropies(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> tuple[float, float, float]:
+def entropies(clusters_1: Matrix, clusters_2: Matrix) -> tuple[float, float, float]:
     """H₁, H₂ and H₁₂ in bits: of each clustering's labels and of both jointly."""
     table = contingency_table(clusters_1, clusters_2)
 
@@ -168,7 +139,7 @@ def entropies(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> tuple[float
     return entropy(table.sum(1)), entropy(table.sum(0)), entropy(table)
 
 
-def variation_of_information(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
+def variation_of_information(clusters_1: Matrix, clusters_2: Matrix) -> float:
     """2H₁₂ − H₁ − H₂ in bits, a metric: 0 for identical clusterings, at most log₂ n.
 
     Reference: Meilă (2007), J. Multivar. Anal. 98:873–895.
@@ -177,16 +148,18 @@ def variation_of_information(clusters_1: torch.Tensor, clusters_2: torch.Tensor)
     return max(0.0, 2 * H12 - H1 - H2)
 
 
-def normalized_information(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
+def normalized_information(clusters_1: Matrix, clusters_2: Matrix) -> float:
     """1 − ½[(H₁₂ − H₁)/H₂ + (H₁₂ − H₂)/H₁] = ½(I/H₁ + I/H₂), a similarity in [0, 1]; 1 for identical clusterings.
 
     NaN when either clustering has one cluster.
     """
     H1, H2, H12 = entropies(clusters_1, clusters_2)
-    return 1 - ((H12 - H1) / H2 + (H12 - H2) / H1) / 2 if H1 > 0 < H2 else math.nan
+    if H1 == 0 or H2 == 0:
+        return math.nan
+    return 1 - ((H12 - H1) / H2 + (H12 - H2) / H1) / 2
 
 
-def element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
+def element_similarity(clusters_1: Matrix, clusters_2: Matrix) -> float:
     """Element-centric similarity of two partitions, in (0, 1]; 1 for identical ones only.
 
     The mean over units of (units that share its cluster in both)/max(size of its cluster in 1, of that in 2).
@@ -198,7 +171,7 @@ def element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> fl
     return float((table * table / larger).sum() / table.sum())
 
 
-def expected_element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
+def expected_element_similarity(clusters_1: Matrix, clusters_2: Matrix) -> float:
     """Chance level of element-centric similarity: its exact mean over all permutations of one clustering's units.
 
     Returns: a number in (0, 1]; 1 where every permutation gives the same clustering.
@@ -223,7 +196,7 @@ def expected_similarity_of_sizes(sizes_1: np.ndarray, sizes_2: np.ndarray) -> fl
     return float(((rows * columns / n + pairs) / np.maximum(rows, columns)).sum() / n)
 
 
-def adjusted_element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
+def adjusted_element_similarity(clusters_1: Matrix, clusters_2: Matrix) -> float:
     """Element-centric similarity beyond chance, (observed − expected)/(1 − expected): 1 for identical clusterings.
 
     0 on average for unrelated ones; NaN where chance alone gives 1 (both have one cluster, or all units are alone).
@@ -234,7 +207,7 @@ def adjusted_element_similarity(clusters_1: torch.Tensor, clusters_2: torch.Tens
     return (element_similarity(clusters_1, clusters_2) - expected) / (1 - expected)
 
 
-def reduced_mutual_information(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
+def reduced_mutual_information(clusters_1: Matrix, clusters_2: Matrix) -> float:
     """Mutual information less the cost of the contingency table, in bits a unit; may be negative.
 
     X = ln[n! Π n_rs!/(Π r! Π c!)] − ln Ω(r, c), divided by n ln 2; r and c are the table's row and column sums and
@@ -246,7 +219,7 @@ def reduced_mutual_information(clusters_1: torch.Tensor, clusters_2: torch.Tenso
     return _reduced_information(table) / (int(table.sum()) * math.log(2))
 
 
-def normalized_reduced_information(clusters_1: torch.Tensor, clusters_2: torch.Tensor) -> float:
+def normalized_reduced_information(clusters_1: Matrix, clusters_2: Matrix) -> float:
     """Reduced mutual information over the mean of that of each clustering with itself.
 
     1 for identical clusterings, 0 or so for unrelated ones; NaN if both have one cluster.
@@ -293,34 +266,38 @@ def log_num_tables(rows: np.ndarray, columns: np.ndarray) -> float:
 # ---- matrices and evaluation ----------------------------------------------------------------------------------------
 
 
-def spearman_correlation(adj_a: torch.Tensor, adj_b: torch.Tensor) -> tuple[float, float]:
+def spearman_correlation(adj_a: Matrix, adj_b: Matrix) -> tuple[float, float]:
     """Spearman's rank correlation of two matrices' strict upper triangles, and its two-sided p (Student's t).
 
-    NaN where either triangle is constant, has fewer than three entries, or has entries that are not finite.
+    The diagonals are ignored. NaN where either triangle is constant, has fewer than three entries, or has entries that
+    are not finite.
+
+    Raises: ValueError unless both are square and of the same size.
     """
-    if adj_a.shape != adj_b.shape:
-        raise ValueError(f"matrices of different shapes, {tuple(adj_a.shape)} and {tuple(adj_b.shape)}")
-    upper = np.triu_indices(len(adj_a), 1)
-    a, b = (adj.detach().cpu().numpy()[upper] for adj in (adj_a, adj_b))
+    A, B = (off_diagonal(as_array(adj, "matrix"), "matrix") for adj in (adj_a, adj_b))
+    if A.shape != B.shape:
+        raise ValueError(f"matrices of different shapes, {A.shape} and {B.shape}")
+    upper = np.triu_indices(len(A), 1)
+    a, b = A[upper], B[upper]
     if len(a) < 3 or not np.isfinite([a, b]).all() or (a == a[0]).all() or (b == b[0]).all():
         return math.nan, math.nan
     r, p = scipy.stats.spearmanr(a, b)
     return float(r), float(p)
 
 
-def align_modules(modules_a: dict, modules_b: dict, *, shuffles: int = 5000, seed: int = 0) -> dict:
+def align_modules(modules_a: dict, modules_b: dict, *, shuffles: int = 5000, seed: int | None = 0) -> dict:
     """Everything that a checkpoint keeps about how two methods' modules of one layer agree.
 
     Args:
         modules_a, modules_b: as `modularity.find_modules` returns them.
         shuffles: permutations that make the alignment score's null.
-        seed: the same seed, the same null.
+        seed: an integer of 0 or more: the same seed, the same null; None for a different one each time.
 
     Returns:
         score, null (float32), p, rmi, rmi_norm, vi, vi_norm, element_sim, element_sim_expected (its chance level),
         element_sim_adjusted, adj_spearman_r, adj_spearman_p, transfer_AaPb, transfer_AbPa (Q of one method's matrix
         under the other's clusters), both also _norm (divided by that matrix's own Q + 1e-3), version. Where either has
-        no modules (score NaN) all but the version are NaN.
+        no modules (score NaN) all but the version are NaN. Diagonals are ignored.
 
     Raises: ValueError if they are not about the same number of units.
     """

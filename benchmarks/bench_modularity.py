@@ -24,14 +24,16 @@ import torch
 
 from modularity import (
     DEFAULT_NULL_DRAWS,
-    NULL_ROUNDS,
+    SEARCHES,
+    find_clusters,
     find_modules,
     girvan_newman,
     monte_carlo_modularity,
     refine_modularity,
     spectral_modularity,
 )
-from numerics.leiden import graph_of, leiden
+from numerics.leiden import graph_of, leiden_labels
+from numerics.searches import BRIEF_ROUNDS
 
 REFERENCE = Path(__file__).parent.parent / "tests" / "reference"
 ROUNDING = 1e-9
@@ -47,11 +49,6 @@ def reference_matrices():
         {key: (best[f"checkpoints/evaluated/best.ckpt {key}"], torch.from_numpy(real[key])) for key in real},
         {name: (best[name], torch.from_numpy(graphs[f"{name[:2]}__adj"])) for name in names},
     )
-
-
-def one_hot(labels):
-    labels = np.asarray(labels)
-    return torch.from_numpy((labels[:, None] == np.unique(labels)).astype(np.float32))
 
 
 def cpu(function, repeats=1):
@@ -76,16 +73,17 @@ def table(title, head, rows):
 # ---- other programs: imported late, as comparison.py is, so that they do not count as memory of a search ------------
 
 
-def igraph_leiden(graph, seed):
+def igraph_leiden(A, seed):
     random.seed(seed)
-    found = graph.community_leiden(objective_function="modularity", weights="weight", n_iterations=-1)
-    return one_hot(found.membership)
+    found = graph_of(A.numpy()).community_leiden(objective_function="modularity", weights="weight", n_iterations=-1)
+    return found.membership
 
 
-def louvain(graph, seed):
+def louvain(A, seed):
     random.seed(seed)
+    graph = graph_of(A.numpy())
     graph = graph.permute_vertices(order := random.sample(range(graph.vcount()), graph.vcount()))
-    return one_hot(np.array(graph.community_multilevel(weights="weight").membership)[np.argsort(order)])
+    return np.array(graph.community_multilevel(weights="weight").membership)[np.argsort(order)]
 
 
 # ---- quality --------------------------------------------------------------------------------------------------------
@@ -96,22 +94,16 @@ def quality(matrices, title, runs):
 
     from comparison import element_similarity
 
-    def chain(A, _, seed):
-        return monte_carlo_modularity(A, seed=seed)[0]
-
-    methods = {
-        "spectral": (1, lambda A, _, __: spectral_modularity(A)),
-        "chain": (runs, chain),
-        "chain, refined": (5, lambda A, graph, seed: refine_modularity(A, chain(A, graph, seed), seed=seed)),
-        "Leiden": (runs, lambda _, graph, seed: one_hot(leiden(graph, seed))),
-        "Louvain": (runs, lambda _, graph, seed: louvain(graph, seed)),
-    }
+    methods = {"spectral": (1, lambda A, seed: spectral_modularity(A))}
+    for name, search in SEARCHES.items():
+        count = 5 if search.further else runs
+        methods[search.title] = count, lambda A, seed, name=name: find_clusters(A, name, seed=seed)
+    methods["Louvain"] = runs, louvain
     rows = []
     for name, (count, method) in methods.items():
         reached, best_reached, shortfall, alike = [], [], [], []
         for best, A in matrices.values():
-            graph = graph_of(A.numpy())
-            found = [method(A, graph, seed) for seed in range(count)]
+            found = [method(A, seed) for seed in range(count)]
             q = np.array([girvan_newman(A, P).item() for P in found])
             live = A.sum(1) > 1e-9 * A.sum(1).max()
             reached += list(q >= best - ROUNDING)
@@ -152,11 +144,10 @@ def against_leiden(count, runs):
     for i in range(count):
         kind, n = kinds[i % 5], sizes[(i // 5) % 10]
         A = generated(n, kind, i)
-        graph = graph_of(A.numpy())
         start = time.process_time()
         q = girvan_newman(A, refine_modularity(A, seed=0)).item()
         middle = time.process_time()
-        rival = max(girvan_newman(A, one_hot(leiden(graph, seed))).item() for seed in range(runs))
+        rival = max(girvan_newman(A, leiden_labels(A.numpy(), seed)).item() for seed in range(runs))
         results[kind].append((q - rival, middle - start, time.process_time() - middle, n))
     rows = []
     for kind, values in results.items():
@@ -169,7 +160,7 @@ def against_leiden(count, runs):
 
 def against_proof(count):
     """Generated matrices of up to 20 units: 5 seeds each against the optimum that integer programming proves."""
-    from tests.test_modularity import proven_optimum
+    from tests.made_up_graphs import proven_optimum
 
     rows = []
     for kind, n in [("blocks", 20), ("noise", 14), ("log-normal", 18), ("sparse", 20), ("factors", 16)][:count]:
@@ -284,7 +275,7 @@ def cost(real, quick):
         ["refinement, 1,000 rounds", f"{refine * 1e3:.1f}", "", ""],
         ["alignment, 5,000 shuffles", f"{null * 1e3:.2f}", f"{slow_null * 1e3:.0f}", f"{slow_null / null:.0f}"],
         ["    plain on n × n clusters", "", f"{wide_null * 1e3:.0f}", f"{wide_null / null:.0f}"],
-        [f"100 null draws ({NULL_ROUNDS} rounds each)", f"{(draws - alone) * 1e3:.0f}", "", ""],
+        [f"100 null draws ({BRIEF_ROUNDS} rounds each)", f"{(draws - alone) * 1e3:.0f}", "", ""],
     ])  # fmt: skip
 
     def everything(draws, sign):
@@ -348,10 +339,10 @@ def growth(sizes):
             seconds, chain, q, peak, before = queue.get()
             process.join()
             A = large_matrix(n, groups)
-            graph, others = graph_of(A.numpy()), []
-            for method in (igraph_leiden, lambda g, s, n=n: one_hot(leiden(g, s, -1 if n < 4096 else 2))):
+            others = []
+            for method in (igraph_leiden, lambda A, seed, n=n: leiden_labels(A.numpy(), seed, -1 if n < 4096 else 2)):
                 start = time.process_time()
-                others += [girvan_newman(A, method(graph, 0)).item(), time.process_time() - start]
+                others += [girvan_newman(A, method(A, 0)).item(), time.process_time() - start]
             rows.append(["8 groups" if groups else "noise", n, f"{seconds:.2f}", f"{peak:.0f} ({peak - before:.0f})",
                          f"{chain:.6f}", f"{q:.6f}", *(f"{x:.6f}" if i % 2 == 0 else f"{x:.1f}"
                                                        for i, x in enumerate(others))])  # fmt: skip

@@ -23,3 +23,8 @@ def checked_seed(seed: int | None) -> int:
     if not 0 <= number < 2**63:
         raise ValueError(f"a seed is a whole number from 0 to 2^63 − 1, or None for a fresh one, not {seed!r}")
     return number
+
+
+def generator(seed: int | None, *stream: int) -> np.random.Generator:
+    """Random numbers of a seed; different tuples of integers give unrelated streams."""
+    return np.random.default_rng((checked_seed(seed), *stream))

@@ -22,9 +22,7 @@ from tqdm import tqdm
 
 from associations import METHODS
 from comparison import align_modules, element_similarity
-from modularity import girvan_newman, monte_carlo_modularity, refine_modularity, soft_num_clusters
-from numerics.adjacency import modularity_matrix, one_hot
-from numerics.leiden import graph_of, leiden
+from modularity import SEARCHES, find_clusters, girvan_newman, soft_num_clusters
 from report import experiments, findings
 from report.agreement import GROUPS, agreement
 from report.experiments import Results
@@ -32,26 +30,6 @@ from report.text import markdown, with_interval
 from study import checkpoints, cli, grids
 from study.evaluation import stream
 
-
-def chain(adj, seed):
-    """The best clustering that the plain Monte Carlo chain saw."""
-    return monte_carlo_modularity(adj, seed=seed)[0]
-
-
-def refined_chain(adj, seed):
-    """The same, refined."""
-    return refine_modularity(adj, chain(adj, seed), seed=seed)
-
-
-def leiden_run(adj, seed):
-    """One run of Leiden until stable; dead units, as everywhere, in no cluster."""
-    live = modularity_matrix(adj)[2]
-    labels = leiden(graph_of(adj.numpy()[np.ix_(live, live)]), seed % 2**31)
-    return one_hot(labels, live)
-
-
-SEARCHES = {"refined": refined_chain, "chain": chain, "leiden": leiden_run}
-NAMES = {"refined": "chain, refined (default)", "chain": "plain chain", "leiden": "Leiden, one run"}
 AGREEMENT = ("score", "null_mean", "p", "element_sim", "element_sim_expected", "rmi_norm", "version")
 FOLDER = Path("results/searches")
 NULLS = {"z": "z against shuffled matrices", "rotation_z": "z against rotated matrices"}
@@ -93,11 +71,11 @@ def of_network(fields, path):
     """
     stored = checkpoints.read(path, mmap=True).get("modules", {})
     tables = {}
-    for search, find in SEARCHES.items():
+    for search in SEARCHES:
         modules, align = [], []
         for layer in range(max(map(len, stored.values()), default=0)):
             matrices = {method: stored[method][layer]["adj"] for method in METHODS if method in stored}
-            found = {method: of_matrix(adj, find, method, layer) for method, adj in matrices.items()}
+            found = {method: of_matrix(adj, search, method, layer) for method, adj in matrices.items()}
             modules += [fields | {"assoc": m, "layer": layer, **row} for m, (_, row) in found.items() if row]
             for a, b in itertools.combinations(sorted(m for m in found if found[m][1]), 2):
                 pair = align_modules(found[a][0], found[b][0], seed=stream(0, f"{a}:{b}", layer))
@@ -108,11 +86,11 @@ def of_network(fields, path):
     return tables
 
 
-def of_matrix(adj, find, method, layer):
+def of_matrix(adj, search, method, layer):
     """A matrix's modules as `align_modules` wants them, and its row of the table; None for one without weight."""
     if not adj.any() or not adj.isfinite().all():
         return None, None
-    clusters, again = (find(adj, stream(seed, method, layer)) for seed in (0, 1))
+    clusters, again = (find_clusters(adj, search, seed=stream(seed, method, layer)) for seed in (0, 1))
     score = girvan_newman(adj, clusters).item()
     row = {
         "score": score,
@@ -141,11 +119,11 @@ class Claim(NamedTuple):
 def table(name, found, folder=FOLDER):
     """The claims in rows, the ways of looking at them in columns: those of the searches where these were computed."""
     ways = {}
-    for search, title in NAMES.items():
+    for search, (title, *_) in SEARCHES.items():
         if (folder / f"{name}-{search}-modules.parquet").exists():
             again = experiments.load_results(folder, f"{name}-{search}")
             ways[title] = texts(claims(again)) | repeats(again)
-    ways = ways or {NAMES["refined"]: texts(claims(found))}
+    ways = ways or {SEARCHES["refined"].title: texts(claims(found))}
     ways |= {title: texts(effects(found, null, "+.1f")) for null, title in NULLS.items()}
     ways["single repetitions, lowest … highest"] = repetitions(found)
     return pd.DataFrame(ways).fillna("").rename_axis("claim").reset_index()

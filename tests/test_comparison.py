@@ -139,6 +139,19 @@ def test_equal_cells_are_taken_in_row_major_order():
     assert alignment_score(P1[:, [1, 0]], P2) == 4 / 6  # invariant to relabelling only up to ties
 
 
+def test_labels_are_taken_as_their_one_hot_rows():
+    labels_1, labels_2 = np.array([3, 3, 0, -1, 1, 0, 3]), np.array([0, 0, 1, 1, 2, -1, 2])
+    P1, P2 = one_hot(labels_1), one_hot(labels_2)
+    for measure in (*MEASURES, *INFORMATION, *CHANCE):
+        expected = measure(P1, P2)
+        assert not math.isnan(expected)
+        pairs = [(labels_1, labels_2), (labels_1.tolist(), P2), (torch.from_numpy(labels_1), labels_2.astype(np.int8))]
+        assert [measure(*pair) for pair in pairs] == [expected] * 3
+    assert torch.equal(*(alignment_null(*pair, 50, seed=1)[0] for pair in ((labels_1, labels_2), (P1, P2))))
+    binary = np.array([0, 1, 1, 0, 1])
+    assert alignment_score(binary, 1 - binary) == 1
+
+
 def test_empty_columns_change_nothing():
     P1, P2 = random_pair((0, 20, 4, 3))
     wide = torch.cat([P1, torch.zeros(20, 5)], 1)
@@ -154,13 +167,26 @@ def test_p_counts_ties_and_itself():
     assert alignment_null(one_hot([0, 0, 0]), one_hot([0, 0, 0]), 99)[1] == 1
 
 
-def test_a_seed_gives_the_same_null_in_batches_of_any_size(monkeypatch):
+def test_a_seed_gives_the_same_null():
     P1, P2 = random_pair((1, 30, 4, 4))
     first = alignment_null(P1, P2, 500, seed=7)[0]
-    assert torch.equal(first, alignment_null(P1, P2, 500, seed=7)[0])
+    assert torch.equal(first, alignment_null(P1, P2, 500, seed=np.int64(7))[0])
     assert not torch.equal(first, alignment_null(P1, P2, 500, seed=8)[0])
-    monkeypatch.setattr("comparison.BATCH", 100)
-    assert torch.equal(first, alignment_null(P1, P2, 500, seed=7)[0])
+    unseeded = [alignment_null(P1, P2, 500, seed=None)[0] for _ in range(2)]
+    assert not torch.equal(*unseeded)
+    for bad in (-1, 1.5, "7", True):
+        with pytest.raises(ValueError, match="seed"):
+            alignment_null(P1, P2, 5, seed=bad)
+
+
+def test_every_batch_of_the_null_is_drawn(monkeypatch):
+    P1, P2 = random_pair((1, 30, 4, 4))
+    whole = alignment_null(P1, P2, 2000, seed=7)[0].numpy()
+    monkeypatch.setattr("comparison.BATCH", 1000)
+    parts = alignment_null(P1, P2, 2000, seed=7)[0].numpy()
+    for half in (parts[:1000], parts[1000:]):
+        assert scipy.stats.ks_2samp(half, whole).pvalue > 1e-3
+    assert not np.array_equal(parts[:25], parts[25:50])
 
 
 # ---- information ----------------------------------------------------------------------------------------------------
@@ -346,8 +372,10 @@ def test_clusterings_that_cannot_be_compared_are_refused():
             measure(torch.zeros(0, 2), torch.zeros(0, 2))
         with pytest.raises(ValueError, match="neither one-hot nor zero"):
             measure(torch.ones(3, 2), one_hot([0, 1, 1]))
-        with pytest.raises(ValueError, match="not \\(units, clusters\\)"):
+        with pytest.raises(ValueError, match="must be integers"):
             measure(torch.ones(3), one_hot([0, 1, 1]))
+        with pytest.raises(ValueError, match="labels as a vector"):
+            measure(torch.tensor([[0], [1], [1]]), one_hot([0, 1, 1]))
     with pytest.raises(ValueError, match="different shapes"):
         spearman_correlation(torch.ones(3, 3), torch.ones(4, 4))
     with pytest.raises(ValueError, match="different lengths"):

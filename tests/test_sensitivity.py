@@ -7,7 +7,7 @@ import torch
 from test_analysis import write
 
 from associations import METHODS
-from modularity import girvan_newman
+from modularity import SEARCHES, find_clusters, girvan_newman
 from report import agreement, experiments, findings, sensitivity
 from report.text import with_interval
 from study import grids
@@ -28,11 +28,11 @@ def planted():
     return spec, content
 
 
-@pytest.mark.parametrize("search", sensitivity.SEARCHES)
+@pytest.mark.parametrize("search", SEARCHES)
 def test_every_search_finds_planted_groups_and_leaves_dead_units_out(planted, search):
     adj = planted[1]["modules"]["forward_cov"][0]["adj"]
     for seed in range(3):
-        clusters = sensitivity.SEARCHES[search](adj, seed)
+        clusters = find_clusters(adj, search, seed=seed)
         assert not clusters[20].any()
         live = clusters[:20]
         assert (live.sum(1) == 1).all() and live.shape[1] == 4
@@ -75,7 +75,7 @@ def test_computing_saves_tables_that_the_table_of_claims_reads(planted, tmp_path
     words = ["demo", "--compute", "--folder", "tables"]
     sensitivity.main(sensitivity.parser().parse_args(words))
     head, _, *lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
-    assert len(head) == 1 + len(sensitivity.SEARCHES) + len(sensitivity.NULLS) + 1
+    assert len(head) == 1 + len(SEARCHES) + len(sensitivity.NULLS) + 1
     cells = {line[0].lstrip("| "): [cell.strip(" |") for cell in line[1:]] for line in lines}
     assert cells["drop, forward_jac"][:3] == ["+0.000 [+0.000, +0.000]"] * 3
     assert cells["agreement across"][:3] == ["1.000 [1.000, 1.000]"] * 3
@@ -92,21 +92,20 @@ def saved(tmp_path_factory):
     """Distinct results, and those of each search with values of their own, saved; {title: results}."""
     folder = tmp_path_factory.mktemp("searches")
     searches = {}
-    for seed, (search, title) in enumerate(sensitivity.NAMES.items(), 2):
+    for seed, search in enumerate(SEARCHES, 2):
         found = made_up.distinct(seed=seed)
         found.modules["repeat"] = np.random.default_rng(seed).uniform(size=len(found.modules))
         experiments.save_results(found, folder, f"mnist-wide-{search}")
-        searches[title] = found
+        searches[SEARCHES[search].title] = found
     return made_up.distinct(), searches, folder
 
 
 def test_titles_name_the_searches():
-    assert sensitivity.NAMES == {
+    assert {name: search.title for name, search in SEARCHES.items()} == {
         "refined": "chain, refined (default)",
         "chain": "plain chain",
         "leiden": "Leiden, one run",
     }
-    assert list(sensitivity.SEARCHES) == list(sensitivity.NAMES)
 
 
 def test_every_cell_of_the_table_is_that_finding_seen_that_way(saved):

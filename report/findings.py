@@ -123,8 +123,7 @@ def _effect(strength, q, null):
     row |= named("gain", combination([strongest, null], [1, -1]))
     low, high = np.nan, np.nan
     if len(strength) > len(np.unique(strength)):  # single runs leave nothing to resample
-        draws = resamples(strength)
-        low, high = bootstrap_interval(spearman(strength[draws], q[draws]))
+        low, high = bootstrap_interval(spearman(strength, q[resamples(strength)]))
     return row | {"rho": float(spearman(strength, q)), "rho_low": low, "rho_high": high}
 
 

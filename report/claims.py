@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from associations import PAPER_METHODS
-from report import findings, sensitivity, summary
+from modularity import SEARCHES
+from report import findings, summary
 from report.agreement import GROUPS, RAW_METHODS, agreement
 from report.text import markdown, with_interval
 
@@ -80,7 +81,7 @@ def similarity(rows, raw, group):
 
 def search_effect(rows):
     """How much of each kind of claim the searches change: largest differences to the default's column."""
-    titles = [title for title in sensitivity.NAMES.values() if title in rows]
+    titles = [search.title for search in SEARCHES.values() if search.title in rows]
     values = rows.set_index("claim")[titles].map(
         lambda text: float(text.split()[0].rstrip("%")) if re.match(r"[+-]?\d", text) else np.nan
     )

@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from report import claims, findings, sensitivity
+from modularity import SEARCHES
+from report import claims, findings
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_a_penalty_is_judged_by_dropouts_effect_at_the_same_accuracy(distinct):
 
 
 def test_what_the_searches_move_is_the_largest_difference_to_the_default():
-    default, plain, leiden = sensitivity.NAMES.values()
+    default, plain, leiden = (search.title for search in SEARCHES.values())
     rows = pd.DataFrame(
         [
             ("drop, forward_jac", "+0.250 [+0.2, +0.3]", "+0.240 [+0.2, +0.3]", "+0.253 [+0.2, +0.3]"),

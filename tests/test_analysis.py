@@ -523,10 +523,10 @@ def test_figures_are_named_by_run_file_and_layer():
 @pytest.mark.parametrize("modules", [None, [], {"forward_cov": None}, {"forward_cov": [None]}, {"forward_cov": 3}])
 def test_modules_of_another_form_are_one_line(tmp_path, modules, capsys):
     path = write(tmp_path, SPEC, made_up.evaluated(SPEC) | {"modules": modules})
-    with pytest.raises(UserError, match=r"not evaluated|evaluate it again"):
+    with pytest.raises(UserError, match=r"not evaluated|evaluate it again|its modules "):
         analysis.checkpoint_summary(path)
     assert load_data_as_table([SPEC], ["modules.forward_cov.0.score"], tmp_path)["score"].isna().all()
-    assert grids.uid(**SPEC) in capsys.readouterr().err or modules is None
+    assert grids.uid(**SPEC) in capsys.readouterr().err or modules in (None, {"forward_cov": None})
 
 
 @pytest.mark.parametrize("layer", ["9", "2", "-1"])

@@ -11,6 +11,7 @@ import eval as evaluation
 import models
 import train
 from study import datasets
+from study import evaluation as steps
 from study.cli import UserError
 
 
@@ -95,7 +96,7 @@ def arguments(tmp_path, *options):
 def evaluated(path, tmp_path):
     args = evaluation.parser().parse_args(["--ckpt-file", str(path), "--data-dir", str(tmp_path), "--device", "cpu"])
     stored = evaluation.checkpoints.read(path)
-    return evaluation.model_and_splits(stored, args)
+    return steps.network(stored, args.device), steps.splits_of(stored, args)
 
 
 def test_a_data_set_is_one_row_of_the_table(tmp_path, monkeypatch):

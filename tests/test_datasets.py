@@ -148,6 +148,9 @@ def test_image_folders_of_any_name_are_trained_and_evaluated(tmp_path, channels,
     assert wrapper.hparams.model_args == stored["hyper_parameters"]["model_args"]
     for part in ("train", "test"):
         save_image(tmp_path / "shapes" / part / "e" / "0.png", 0, shape)
+    with pytest.raises(UserError, match="trained on other data"):
+        evaluated(path, tmp_path)
+    evaluation.checkpoints.write(path, {key: value for key, value in stored.items() if key != "data"})
     with pytest.raises(UserError, match="num_classes is 4, but shapes has 5"):
         evaluated(path, tmp_path)
     shutil.rmtree(tmp_path / "shapes")

@@ -343,7 +343,7 @@ def test_ctrl_c_ends_a_training_with_status_130_and_it_goes_on(copy, again, monk
     from models import LitWrapper
 
     unfinished(copy)
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     with monkeypatch.context() as patch:
         patch.setattr(LitWrapper, "on_validation_epoch_start", lambda self: signal.raise_signal(signal.SIGINT))
         with pytest.raises(SystemExit) as ended, cli.one_line_errors("train.py"):

@@ -349,6 +349,15 @@ def test_alignments_hold_what_they_say_and_load_as_plain_data(tmp_path):
     assert abs(aligned["transfer_AbPa_norm"] - aligned["transfer_AbPa"] / (b["score"] + 1e-3)) < 1e-12
 
 
+def test_the_seed_and_number_of_shuffles_reach_the_null():
+    a, b = reference_modules(0)
+    for seed in (0, 3):
+        aligned = align_modules(a, b, shuffles=40, seed=seed)
+        null, p = alignment_null(a["clusters"], b["clusters"], 40, seed)
+        assert torch.equal(aligned["null"], null) and aligned["p"] == p
+    assert not torch.equal(aligned["null"], align_modules(a, b, shuffles=40, seed=0)["null"])
+
+
 def test_without_modules_there_is_no_agreement():
     none = find_modules(torch.zeros(6, 6))
     some = find_modules(torch.block_diag(1 - torch.eye(3), 1 - torch.eye(3)), null_draws=0)

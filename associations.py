@@ -223,11 +223,11 @@ def _result(measurement, methods, bases, combined):
         """Stores one matrix a layer; a combined matrix under its own name, and its diagonal blocks as the layers'."""
         if combined:
             results[f"{name}_combined"] = matrices[0]
-            matrices = diagonal_blocks(matrices[0], measurement.widths)
+            matrices = diagonal_blocks(matrices[0], measurement.layers.widths)
         results[name] = matrices
 
     for base in bases:
-        means, sums = measurement.matrices(base)
+        means, sums = measurement.layers.matrices(base, measurement.n)
         put(result.signed, base, means)
         for name in (base, f"{base}_norm"):
             if name not in methods:

@@ -115,6 +115,20 @@ def check_connected(run, batch, reached):
             )
 
 
+def check_dependence(run, hidden, layouts, cut_off):
+    """Raises ValueError where layers depend on the input in a way that autograd did not see.
+
+    Layers that are the same for all examples are constant; those of modules under no_grad are meant to be.
+    """
+    for layer in cut_off:
+        rows = layouts[layer].rows(hidden[layer].detach())
+        if run.source is None and not torch.equal(rows, rows[:1].expand_as(rows)):
+            raise ValueError(
+                f"forward_jac: {run.name(layer)} depends on the input, but autograd sees no way: something on it is "
+                "cut off by detach, no_grad or numpy; mend that, name its module in layers, or leave out forward_jac"
+            )
+
+
 def second_derivatives_vanish(hidden, logits, generator):
     """Whether the logits are piecewise linear functions of the hidden layers, so that Hessian = Gauss–Newton matrix.
 

@@ -39,6 +39,8 @@ def input_jacobian(units, x):
     Returns: (d, locations, B, elements of x).
     """
     _, n_locations, n_units = units.shape
+    if not units.requires_grad:  # constants
+        return units.new_zeros(n_units, n_locations, len(units), sum(t[0].numel() for t in x))
     rows = []
     for i in range(n_units):
         for s in range(n_locations):
@@ -62,10 +64,10 @@ def loss_hessian(h, loss, rows):
     """
     gradient = rows(grad(loss, h, create_graph=True, materialize_grads=True)[0])  # (B, S, d)
     _, n_locations, n_units = gradient.shape
-    hessian = h.new_zeros(n_units, n_units)
+    hessian = h.new_zeros(n_units, n_units, dtype=torch.float64)
     if gradient.requires_grad:
         for i in range(n_units):
             for s in range(n_locations):
                 row = grad(gradient[:, s, i].sum(), h, retain_graph=True, materialize_grads=True)[0]
-                hessian[i] += rows(row)[:, s].sum(0)
+                hessian[i] += rows(row)[:, s].double().sum(0)
     return (hessian + hessian.T) / 2

@@ -70,6 +70,11 @@ def find_layouts(recording, batch, hidden, n_few, unit_dim=None):
     for layer, (h, h_of_few, units) in enumerate(zip(hidden, few, unit_dims, strict=True)):
         name = recording.name(layer)
         shape = tuple(h.shape)
+        if len(shape) != h_of_few.ndim:
+            raise ValueError(
+                f"{name} returns {shape} for {n} examples and {tuple(h_of_few.shape)} for {n_few}: if the network "
+                "squeezes dimensions of one, give larger batches"
+            )
         both = enumerate(zip(shape, h_of_few.shape, strict=True))
         examples = next((dim for dim, sizes in both if sizes == (n, n_few)), None)
         if examples is None or len(shape) < 2:

@@ -6,7 +6,14 @@ from torch.autograd import grad
 
 from numerics import losses, nested
 from numerics.chains import chain_sums, run_chain
-from numerics.checks import CHECKED, check_connected, check_examples, count_not_finite, second_derivatives_vanish
+from numerics.checks import (
+    CHECKED,
+    check_connected,
+    check_dependence,
+    check_examples,
+    count_not_finite,
+    second_derivatives_vanish,
+)
 from numerics.derivatives import (
     hessian_product,
     input_jacobian,
@@ -16,8 +23,8 @@ from numerics.derivatives import (
 )
 from numerics.finite_differences import second_derivatives_are_complete
 from numerics.graph import paths
-from numerics.layout import Layout, find_layouts
-from numerics.running_sums import Covariance, GramSum, at_least_float32, gram
+from numerics.layers import Layers
+from numerics.running_sums import at_least_float32, gram
 from numerics.tangents import checked_tangents
 
 MAX_EXACT_LOGITS = 64  # beyond, random output directions take fewer passes
@@ -28,42 +35,41 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Measurement:
-    """The running sums of one pass, per method and group: a group is one layer, or all for combined matrices."""
+    """One pass over the data, batch by batch."""
 
     def __init__(self, model, run, methods, combined, directions, seed, unit_dim=None, loss=None):
         self.model, self.run, self.methods, self.combined = model, run, methods, combined
         self.unit_dim, self.loss, self.seed = unit_dim, loss, seed
         self.jac_pairs, self.output_pairs, self.hess_pairs = (number // 2 for number in directions)
-        self.n, self.groups, self.not_finite = 0, None, 0
+        self.n, self.layers, self.not_finite = 0, None, 0
         self.channels_last, self.forward_mode = True, False
-        self.sums = {method: {} for method in methods}
 
     def add(self, x, y):
         """Takes in one batch."""
         batch, hidden, logits, weights = self._run(x)
-        inputs = self.run.inputs
+        inputs, cut_off = self.run.inputs, self.run.cut_off
         self._check_inputs(batch, inputs)
         if not logits.ndim or len(logits) != nested.size(batch):
             raise ValueError(
                 f"need logits (B, …), not {tuple(logits.shape)} for {nested.size(batch)} examples: of a single one, too"
             )
-        if self.groups is None:
+        if self.layers is None:
             self._start(batch, hidden, logits, dense_chain=weights is not None)
-        self._measure_layers(hidden)
+        self.layers.measure(hidden)
         if "backward_hess" in self.methods and self.loss is None:
             losses.check_labels(logits, y)
         elif "backward_hess" in self.methods:
             losses.check_loss(self.loss, logits, y)
         self.n += len(logits)
-        self.not_finite += count_not_finite([*inputs, logits], hidden, self.layouts)
+        self.not_finite += count_not_finite([*inputs, logits], hidden, self.layers.layouts)
         if "forward_cov" in self.methods:
-            self._add_activations([h.detach() for h in hidden])
+            self.layers.add_activations([h.detach() for h in hidden])
         if weights and logits.shape[1] <= MAX_EXACT_LOGITS:
             detached = [h.detach() for h in hidden], logits.detach()
-            for method, group, matrix in chain_sums(weights, *detached, y, self.groups, self.methods, self.loss):
-                self._exact(method, group, matrix)
+            for method, group, matrix in chain_sums(weights, *detached, y, self.layers.groups, self.methods, self.loss):
+                self.layers.add_exact(method, group, matrix)
         else:
-            self._add_general(batch, y, inputs, hidden, logits)
+            self._add_general(batch, y, inputs, hidden, logits, cut_off)
 
     def _run(self, x):
         """The batch as the network took it; hidden, logits; and the weights, if it is a chain.
@@ -109,87 +115,30 @@ class Measurement:
             )
 
     def _start(self, batch, hidden, logits, dense_chain):
-        shapes = [tuple(h.shape) for h in hidden]
-        if self.combined and any(len(shape) > 2 for shape in shapes):
-            raise ValueError(f"combined matrices need dense layers (B, units), not {shapes}")
-        layers = range(len(shapes))
-        if dense_chain and self.unit_dim is None:
-            self.layouts = [Layout() for _ in layers]
-        else:
-            self.layouts = find_layouts(self.run, batch, hidden, _few(batch), self.unit_dim)
-        self.dimensions = [h.ndim for h in hidden]
-        self.widths = [h.shape[layout.units] for layout, h in zip(self.layouts, hidden, strict=True)]
-        self._measure_layers(hidden)
-        self.groups = [tuple(layers)] if self.combined else [(layer,) for layer in layers]
-        passes = self._passes()
+        self.layers = Layers(
+            self.run,
+            batch,
+            hidden,
+            _few(batch),
+            combined=self.combined,
+            unit_dim=self.unit_dim,
+            dense_chain=dense_chain,
+        )
+        passes = self.layers.passes()
         dense = not any(isinstance(module, CONVOLUTIONS) for module in self.model.modules())
         self.exact = [
             group
-            for group in self.groups
-            if passes[group] <= MAX_EXACT_PASSES or (dense and all(len(shapes[i]) == 2 for i in group))
+            for group in self.layers.groups
+            if passes[group] <= MAX_EXACT_PASSES or (dense and all(hidden[i].ndim == 2 for i in group))
         ]
         self.check, self.output, self.input, self.hessian = (
             torch.Generator(logits.device).manual_seed(self.seed) for _ in range(4)
         )
 
-    def _measure_layers(self, hidden):
-        """The locations of every layer in this batch, whose images may be larger than those before."""
-        shapes = [tuple(h.shape) for h in hidden]
-        same = [len(shape) == dimensions for shape, dimensions in zip(shapes, self.dimensions, strict=True)]
-        if all(same):
-            rows = [layout.rows(h).shape for layout, h in zip(self.layouts, hidden, strict=True)]
-            same = [shape[2] == width for shape, width in zip(rows, self.widths, strict=True)]
-        if not all(same):
-            raise ValueError(
-                f"{self.run.name(same.index(False))} returns {shapes[same.index(False)]} in this batch, "
-                "and other units before: give all batches one form, at least two examples each"
-            )
-        self.locations = [shape[1] for shape in rows]
-
-    def _passes(self):
-        """Units × locations of every group."""
-        return {group: sum(self.widths[i] * self.locations[i] for i in group) for group in self.groups}
-
-    def _sum(self, method, group, make):
-        return self.sums[method].setdefault(group, make())
-
-    def _exact(self, method, group, matrix):
-        """Adds Σ over examples and locations of an exact quantity, to be averaged over both."""
-        self._sum(method, group, GramSum).add(matrix / self.locations[group[0]])
-
-    def _sampled(self, method, pairs, rows, rows_again):
-        """Adds one pair of estimates for every group: [(group, (B, S, d))] twice."""
-        for (group, a), (_, b) in zip(rows, rows_again, strict=True):
-            self._sampled_of(group, method, pairs, a, b)
-
-    def _sampled_of(self, group, method, pairs, rows, rows_again, others=None):
-        """Adds one pair of estimates of one group, see GramSum.add_pair."""
-        root = self.locations[group[0]] ** 0.5
-        others = None if others is None else [other / root for other in others]
-        self._sum(method, group, GramSum).add_pair(rows / root, rows_again / root, pairs, others)
-
-    def _grouped(self, tensors, groups=None):
-        """(group, (B, S, d)) for every group, from one tensor a layer; half precision becomes float32."""
-        grouped = []
-        for group in groups or self.groups:
-            rows = [at_least_float32(self.layouts[layer].rows(tensors[layer])) for layer in group]
-            grouped.append((group, torch.cat(rows, dim=-1)))
-        return grouped
-
-    def _add_activations(self, hidden):
-        for group, rows in self._grouped(hidden):
-            total = self._sum("forward_cov", group, Covariance)
-            if total.shift is not None and total.shift.shape != rows.shape[1:]:
-                raise ValueError(
-                    f"forward_cov: {self.run.name(group[0])} has {rows.shape[1]} locations in this batch, and had "
-                    f"{len(total.shift)} before; means are per location: give images of one size, or leave it out"
-                )
-            total.add(rows)
-
     # Any network
 
-    def _add_general(self, batch, y, inputs, hidden, logits):
-        check_examples(self.run, batch, self.layouts)
+    def _add_general(self, batch, y, inputs, hidden, logits, cut_off):
+        check_examples(self.run, batch, self.layers.layouts)
         backward = [method for method in self.methods if method.startswith("backward")]
         flat = logits.reshape(len(logits), -1)
         few_outputs = flat.shape[1] <= MAX_EXACT_LOGITS
@@ -197,6 +146,8 @@ class Measurement:
             ways = paths(hidden, logits)
             check_connected(self.run, batch, ways.reached)
             hidden = [h if h.requires_grad else h.detach().requires_grad_() for h in hidden]
+        if "forward_jac" in self.methods:
+            check_dependence(self.run, hidden, self.layers.layouts, cut_off)
         if "backward_hess" in backward:
             linear = self._is_piecewise_linear(batch, hidden, flat, ways)
             loss = self.loss or losses.cross_entropy
@@ -232,7 +183,7 @@ class Measurement:
         return linear
 
     def _check_curvature(self, batch, ways, scalar):
-        if ways.custom and not second_derivatives_are_complete(self.run, batch, self.layouts, scalar):
+        if ways.custom and not second_derivatives_are_complete(self.run, batch, self.layers.layouts, scalar):
             raise ValueError(
                 f"backward_hess: the second derivatives of {', '.join(sorted(ways.custom))} cannot be relied on: "
                 "autograd's differ from finite differences, or cannot be compared; give it a backward that is itself "
@@ -249,25 +200,25 @@ class Measurement:
                 "backward_hess: this network is not piecewise linear after its layers, or has other losses of more "
                 f"than {MAX_EXACT_LOGITS} outputs; its Hessian is offered for single layers. Leave out combined"
             )
-        for group in self.groups:
+        for group in self.layers.groups:
             (layer,) = group
-            h, rows = hidden[layer], self.layouts[layer].rows
-            if self._passes()[group] <= MAX_HESSIAN_PASSES:
-                self._exact("backward_hess", group, loss_hessian(h, loss, rows))
+            h, rows = hidden[layer], self.layers.layouts[layer].rows
+            if self.layers.passes()[group] <= MAX_HESSIAN_PASSES:
+                self.layers.add_exact("backward_hess", group, loss_hessian(h, loss, rows))
                 continue
             (gradient,) = grad(loss, h, create_graph=True, materialize_grads=True)
             for _ in range(self.hess_pairs):
                 v, w = (_signs(h, self.hessian) for _ in range(2))
                 products = [at_least_float32(rows(hessian_product(h, gradient, u))) for u in (v, w)]
                 signs = [rows(u).to(products[0].dtype) for u in (v, w)]
-                self._sampled_of(group, "backward_hess", self.hess_pairs, *products, signs)
+                self.layers.add_pair(group, "backward_hess", self.hess_pairs, *products, signs)
 
     def _add_curved_logit_gradients(self, hidden, logits, curvature):
         """Adds Jᵀ(∂²L/∂y²)J = Σ_k λ_k (Jᵀu_k)(Jᵀu_k)ᵀ, λ_k and u_k the eigenvalues and -vectors of ∂²L/∂y²."""
         for value, direction in losses.principal_directions(curvature):
             gradients = pullback(hidden, logits, direction.to(logits.dtype))
-            for group, rows in self._grouped(gradients):
-                self._exact("backward_hess", group, gram(rows * value.to(rows.dtype)[:, None, None], rows))
+            for group, rows in self.layers.grouped(gradients):
+                self.layers.add_exact("backward_hess", group, gram(rows * value.to(rows.dtype)[:, None, None], rows))
 
     def _add_logit_gradients(self, hidden, logits, methods):
         """Adds Σ_k J_k J_kᵀ and the Hessian Jᵀ(diag(p) − ppᵀ)J, J_k = ∂y_k/∂h, from one backward pass a logit.
@@ -277,20 +228,20 @@ class Measurement:
         """
         reference, centre = None, None
         for gradients, p in logit_gradients(hidden, logits):
-            rows = dict(self._grouped(gradients))
+            rows = dict(self.layers.grouped(gradients))
             if "backward_jac" in methods:
-                for group in self.groups:
-                    self._exact("backward_jac", group, gram(rows[group]))
+                for group in self.layers.groups:
+                    self.layers.add_exact("backward_jac", group, gram(rows[group]))
             if "backward_hess" in methods:
                 if reference is None:
-                    reference, centre = rows, {group: torch.zeros_like(rows[group]) for group in self.groups}
-                for group in self.groups:
+                    reference, centre = rows, {group: torch.zeros_like(rows[group]) for group in self.layers.groups}
+                for group in self.layers.groups:
                     relative = rows[group] - reference[group]
                     weighted = relative * p[:, None, None]
                     centre[group] += weighted
-                    self._exact("backward_hess", group, gram(weighted, relative))
+                    self.layers.add_exact("backward_hess", group, gram(weighted, relative))
         for group in centre or ():
-            self._exact("backward_hess", group, -gram(centre[group]))
+            self.layers.add_exact("backward_hess", group, -gram(centre[group]))
 
     def _add_sampled_logit_gradients(self, hidden, logits, methods):
         """E[(Jᵀr)(Jᵀr)ᵀ] = JᵀJ for random signs r; with S r for r it is the Hessian, S = diag(√p) − p√pᵀ."""
@@ -300,15 +251,15 @@ class Measurement:
             r = _signs(p, self.output)
             if method == "backward_hess":
                 r = p.sqrt() * r - p * (p.sqrt() * r).sum(1, keepdim=True)
-            return self._grouped(pullback(hidden, logits, r.to(logits.dtype)))
+            return self.layers.grouped(pullback(hidden, logits, r.to(logits.dtype)))
 
         for method in methods:
             for _ in range(self.output_pairs):
-                self._sampled(method, self.output_pairs, estimate(method), estimate(method))
+                self.layers.add_pairs(method, self.output_pairs, estimate(method), estimate(method))
 
     def _add_tangents(self, batch, inputs, hidden):
         """E[(Jv)(Jv)ᵀ] = JJᵀ for random signs v: one Jacobian–vector product serves every unit of every layer."""
-        groups = [group for group in self.groups if group not in self.exact]
+        groups = [group for group in self.layers.groups if group not in self.exact]
         layers = [layer for group in groups for layer in group]
         if not layers:
             return
@@ -319,7 +270,7 @@ class Measurement:
                 inputs,
                 [hidden[layer] for layer in layers],
                 layers,
-                [self.layouts[layer] for layer in layers],
+                [self.layers.layouts[layer] for layer in layers],
                 self.check,
                 self.forward_mode,
             )
@@ -328,34 +279,26 @@ class Measurement:
 
         def estimate():
             v = [_signs(x, self.input) for x in inputs]
-            return self._grouped(dict(zip(layers, tangents(v), strict=True)), groups)
+            return self.layers.grouped(dict(zip(layers, tangents(v), strict=True)), groups)
 
         for _ in range(self.jac_pairs):
-            self._sampled("forward_jac", self.jac_pairs, estimate(), estimate())
+            self.layers.add_pairs("forward_jac", self.jac_pairs, estimate(), estimate())
 
     def _add_input_jacobians(self, batch, inputs):
         """Exact Gram matrices of ∂h/∂x, for a few images at a time: their Jacobians are held in memory."""
-        n, passes = nested.size(batch), self._passes()
+        n, passes = nested.size(batch), self.layers.passes()
         for group in self.exact:
             at_once = max(1, JACOBIAN_FLOATS // (passes[group] * sum(x[0].numel() for x in inputs)))
             parts = -(-n // at_once)
             for i in range(parts):  # of about equal size
                 some = self._differentiable(nested.part(batch, i * n // parts, (i + 1) * n // parts))
-                ((_, rows),) = self._grouped(self.run(some)[0], [group])
-                self._exact("forward_jac", group, gram(input_jacobian(rows, self.run.inputs).flatten(1).T))
-
-    # The result
-
-    def matrices(self, method):
-        """Of a base method, for every group: the signed mean (d, d), float64, and its running sum."""
-        sums = [self.sums[method][group] for group in self.groups]
-        means = [total.mean(self.n).cpu() for total in sums]
-        return [(mean + mean.T) / 2 for mean in means], sums
+                ((_, rows),) = self.layers.grouped(self.run(some)[0], [group])
+                self.layers.add_exact("forward_jac", group, gram(input_jacobian(rows, self.run.inputs).flatten(1).T))
 
 
 def _few(batch):
-    """Of how many examples of a batch the assumptions are tested."""
-    return max(1, min(CHECKED, nested.size(batch) // 2))
+    """How many examples of a batch tell where the examples are: fewer than all."""
+    return max(1, min(CHECKED, nested.size(batch) - 1))
 
 
 def _twice_differentiable(error):

@@ -44,6 +44,7 @@ class Recording:
 
     Attributes:
         inputs: after a run, the tensors (B, …) that Jacobians by the input are taken by.
+        cut_off: after a run, layers that do not depend on the inputs in autograd's eyes, though it was looking.
         modules: the module of each layer; None for the layers that the network returns itself.
         replacement: a tensor that the network goes on with in place of what is recorded of its modules; None for none.
     """
@@ -55,11 +56,11 @@ class Recording:
         self.wanted = [*(self.layers or []), *([self.source] if self.source else [])]
         self.modules = None if layers is None else [modules[layer.module] for layer in self.layers]
         self.calls, self.found, self.inputs = {}, {}, []
-        self.autocast, self.disturbed = Autocast(), None
+        self.autocast, self.disturbed, self.cut_off = Autocast(), None, []
         self.replacement = None
 
     def __call__(self, batch):
-        self.calls, self.found = {}, {}
+        self.calls, self.found, self.cut_off = {}, {}, []
         with self.autocast.on():  # on a copy: the network may overwrite its input
             returned = nested.call(self.model, nested.mapped(torch.clone, batch))
             returned = returned if self.outputs is None else self.outputs(returned)
@@ -67,7 +68,9 @@ class Recording:
             self._check_calls(wanted)
         self.inputs = [self.found[self.source]] if self.source else nested.float_tensors(batch)
         if self.layers is None:
-            return _hidden_and_logits(returned)
+            hidden, logits = _hidden_and_logits(returned)
+            self.cut_off = [layer for layer, h in enumerate(hidden) if not h.requires_grad]
+            return hidden, logits
         return [self.found[layer] for layer in self.layers], _logits(returned)
 
     def has_effect(self, layer, batch):
@@ -92,13 +95,14 @@ class Recording:
             self.calls[module] = call = self.calls.get(module, 0) + 1
             for wanted in self.wanted:
                 if wanted.module == module and (wanted.call or 1) == call:
+                    recording = torch.is_grad_enabled()
                     with torch.inference_mode(False), torch.enable_grad():
-                        output = self._kept(wanted, output)
+                        output = self._kept(wanted, output, recording)
             return output
 
         return hook
 
-    def _kept(self, wanted, output):
+    def _kept(self, wanted, output, recording):
         """The output with a copy in place of the tensor kept: the next operation may overwrite its input."""
         keys = _keys_of_tensor(output, wanted)
         tensor = _at(output, keys)
@@ -107,6 +111,8 @@ class Recording:
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             raise ValueError(f"layer {wanted.name!r} runs inside vmap, or another of torch.func's: name one outside it")
         if not tensor.requires_grad:  # made under no_grad, or not from the input: what follows can depend on it
+            if recording and wanted in (self.layers or []):
+                self.cut_off.append(self.layers.index(wanted))
             tensor = (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
         self.found[wanted] = tensor
         if self.replacement is not None:

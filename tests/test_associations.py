@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import hessian, jacrev, jvp, vmap
 from torch.nn import functional as F
 
-from associations import BASE_METHODS, METHODS, associations
+from associations import BASE_METHODS, METHODS, Associations, associations
 from models.cifar10 import Cifar10Fast
 from models.mnist import MnistSupervised
 from numerics import measurement as module
@@ -281,6 +281,21 @@ def test_covariance_with_a_large_mean_keeps_its_digits():
         covariance.add(part)
     exact = sum(torch.cov(h[:, s].double().T, correction=0) for s in range(3)) / 3
     assert (covariance.mean(len(h)) - exact).abs().max() < 1e-6
+
+
+def test_covariance_of_locations_with_large_and_different_means_keeps_its_digits():
+    noise = random_data(500, 3, 4)[0]
+    covariance = Covariance()
+    for part in (noise + torch.tensor([0.0, 1e4, -1e4])[:, None]).float().split(100):
+        covariance.add(part)
+    exact = sum(torch.cov(noise[:, s].T, correction=0) for s in range(3)) / 3
+    assert (covariance.mean(500) - exact).abs().max() < 2e-3  # roundings of 1e4 are 1e-3
+
+
+def test_signs_of_what_is_no_number_are_zero():
+    nothing = torch.tensor([[float("nan"), -2.0], [float("inf"), 0.0]])
+    found = Associations(signed={"forward_cov": [nothing], "forward_cov_combined": nothing})
+    assert found.sign["forward_cov"][0].tolist() == found.sign["forward_cov_combined"].tolist() == [[0, -1], [1, 0]]
 
 
 def test_covariance_of_locations_with_different_means_does_not_mix_them():

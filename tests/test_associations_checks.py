@@ -369,6 +369,26 @@ def test_backbones_without_gradients_have_backward_matrices_and_no_forward_jacob
             associations(model, batches(x), layers=["body"])
 
 
+@pytest.mark.parametrize("cut", [torch.detach, lambda x: torch.as_tensor(x.detach().numpy()), lambda x: x.data])
+def test_inputs_that_are_cut_off_have_no_jacobian(cut):
+    model = made(Apply(cut), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    for methods in (["forward_jac"], face.METHODS):
+        with pytest.raises(ValueError, match="forward_jac: layer '2' depends on the input, but autograd"):
+            associations(model, batches(randn(9, 6)), layers="2", methods=methods)
+    found = associations(model, batches(randn(9, 6)), layers="2", methods=["forward_cov", *BACKWARD])
+    expected = associations(model[1:].eval(), batches(randn(9, 6)), layers="2", methods=["forward_cov", *BACKWARD])
+    for method, matrices in expected.signed.items():
+        assert close(found.signed[method][0], matrices[0])
+
+
+def test_hidden_layers_without_a_way_from_the_input_have_no_jacobian():
+    model = Copies(torch.detach).double().eval()
+    with pytest.raises(ValueError, match=r"forward_jac: hidden\[0\] depends on the input, but autograd"):
+        associations(model, batches(randn(6, 3, 8, 8)), methods=["forward_jac"])
+    constant = Copies(lambda z: torch.ones_like(z.detach())[:, :, :2, :2]).double().eval()
+    assert not associations(constant, batches(randn(6, 3, 8, 8)), methods=["forward_jac"]).assoc["forward_jac"][0].any()
+
+
 def test_layers_that_do_not_depend_on_the_input():
     class Constant(nn.Module):
         def __init__(self):

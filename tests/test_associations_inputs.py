@@ -169,7 +169,7 @@ def test_networks_that_squeeze_work_on_batches_of_two_and_say_what_a_batch_of_on
     after = (nn.Conv2d(4, 5, 6), Squeeze(), nn.Linear(5, 3))
     model, x = convolutional(*after), randn(7, 3, 8, 8)
     expected = signed(convolutional(nn.Conv2d(4, 5, 6), nn.Flatten(), nn.Linear(5, 3)), batches(x, 3))
-    for sizes in ((4, 3), (5, 2)):
+    for sizes in ((4, 3), (5, 2), (3, 4)):
         data = list(zip(x.split(sizes), labels(7).split(sizes), strict=True))
         found = signed(model, data)
         for method in ("forward_cov", "backward_jac", "backward_hess"):

@@ -127,6 +127,13 @@ def test_parts_of_a_batch_keep_what_belongs_to_no_example():
         nested.size({"flag": True})
 
 
+def test_tuples_dicts_and_named_tuples_keep_what_they_are():
+    batch = Sides([torch.zeros(3)], {"a": (torch.ones(3), 1)})
+    doubled = nested.mapped(lambda tensor: tensor * 2, batch)
+    assert type(doubled) is Sides and type(doubled.left) is list and type(doubled.right["a"]) is tuple
+    assert doubled.right["a"][0].tolist() == [2, 2, 2] and doubled.right["a"][1] == 1
+
+
 class Tokens(nn.Module):
     """Token numbers → embeddings, mixed over places → logits, returned in one of several ways."""
 
@@ -365,6 +372,37 @@ def test_forward_jac_of_features_last_is_exact_or_sampled():
 def test_layers_whose_units_cannot_be_told_are_refused(model, layer, options, message):
     with pytest.raises(ValueError, match=message):
         associations(model.eval(), [(torch.randn(9, 6, 4), labels())], layers=[layer], **options)
+
+
+class ChannelsFirstNorm(nn.LayerNorm):
+    """A normalization over channels at dimension 1, as torchvision's LayerNorm2d."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def test_heirs_of_modules_with_features_last_need_not_have_them_last():
+    model = double(nn.Sequential(nn.Conv2d(2, 5, 2), ChannelsFirstNorm(5), nn.Flatten(), nn.Linear(20, 3)))
+    x, y = torch.randn(9, 2, 3, 3, dtype=torch.float64), labels()
+    found = associations(model, [(x, y)], layers=["1"], methods=BACKWARD)
+    assert agree(found, slow(model[:2], model[2:], x, y, unit_dim=1), BACKWARD)
+
+
+def test_attention_weights_are_not_taken_for_features():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.out = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            mixed, weights = self.attention(x, x, x)
+            return self.out(mixed.sum(1)) + weights.square().sum(dim=(1, 2))[:, None]
+
+    model, data = double(Attending()), [(torch.randn(9, 5, 4, dtype=torch.float64), labels())]
+    with pytest.raises(ValueError, match="unit_dim=1 or unit_dim=-1"):
+        associations(model, data, layers=["attention[1]"], methods=BACKWARD)
+    found = associations(model, data, layers=["attention", "attention[1]"], unit_dim=[None, 1], methods=BACKWARD)
+    assert [len(matrix) for matrix in found.signed["backward_jac"]] == [4, 5]
 
 
 def test_units_of_one_dimensional_convolutions_are_channels():
@@ -620,6 +658,27 @@ def test_cross_entropy_of_what_are_no_logits_is_refused(last, message):
     with pytest.raises(ValueError, match=message):
         associations(model, [(torch.randn(9, 4), labels())], layers=["1"])
     associations(model, [(torch.randn(9, 4), labels())], layers=["1"], methods=["backward_jac"])
+
+
+def test_logits_that_sum_to_one_by_chance_are_no_probabilities():
+    model = double(nn.Sequential(nn.Linear(4, 5), nn.LeakyReLU(), nn.Linear(5, 3)))
+    with torch.no_grad():  # the last of three logits makes up for the others
+        model[2].weight[2] = -model[2].weight[:2].sum(0)
+        model[2].bias[2] = 1 - model[2].bias[:2].sum()
+    x, y = torch.randn(9, 4, dtype=torch.float64), labels()
+    found = associations(model, [(x, y)], layers=["1"], methods=BACKWARD)
+    assert agree(found, slow(model[:2], model[2:], x, y), BACKWARD)
+
+
+def test_a_kink_of_the_loss_close_to_a_few_outputs_is_no_reason_to_refuse_it():
+    model, x = double(NETWORKS["piecewise linear"]()), torch.randn(9, 4, dtype=torch.float64)
+    y = model(x).detach() + 1
+    y[4, 1] -= 1  # an absolute difference of zero
+    found = associations(
+        model, [(x, y)], layers=["1"], methods=["backward_hess"], loss=lambda p, t: (p - t).abs() + p.exp()
+    )
+    expected = slow(model[:2], model[2:], x, y, loss=lambda p, _: p.exp().sum())
+    assert agree(found, expected, ["backward_hess"])
 
 
 def test_a_log_softmax_at_the_end_changes_nothing():

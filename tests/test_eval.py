@@ -573,6 +573,8 @@ def test_the_best_checkpoint_of_a_run_is_evaluated_fully_and_the_others_briefly(
     """`last` is never the best one, however low its loss."""
     names = [f"epoch={i}-step={i}" for i in range(4)] + ["last"]
     run = write_run(tmp_path / "run", names, data=data)
+    last = run / "weights" / "last.ckpt"
+    checkpoints.write(last, checkpoints.read(last) | {"val_loss": 0.001, "val_acc": 1.0})
     evaluation.main(arguments("--run-dir", run, "--data-dir", data))
     stored = {name: checkpoints.read(run / "weights" / f"{name}.ckpt") for name in names}
     best = min(names[:-1], key=lambda name: stored[name]["val_loss"])

@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from associations import JAC_DIRECTIONS, METHODS
-from modularity import DEFAULT_NULL_DRAWS
+from modularity import DEFAULT_ENTROPY, DEFAULT_NULL_DRAWS, SEARCHES
 from study import checkpoints, cli, runs
 from study.checkpoints import BASIC_METRICS, plain
 from study.cli import UserError
@@ -182,8 +182,11 @@ def parser() -> cli.Parser:
         "--modularity-metrics", dest="methods", type=names(METHODS), default=list(METHODS), help="association methods"
     )
     p.add_argument("--modularity-combined", action="store_true", help="also one matrix over all (dense) layers")
+    p.add_argument("--search", choices=SEARCHES, default="refined", help="for the clusters with the highest Q")
     p.add_argument("--skip-alignment", action="store_true", help="do not compare the methods' modules")
-    p.add_argument("--target-entropy", type=entropy, default=0.15, help="of the Monte Carlo chain's choices, in nats")
+    p.add_argument(
+        "--target-entropy", type=entropy, default=DEFAULT_ENTROPY, help="of the Monte Carlo chain's choices, in nats"
+    )
     p.add_argument("--null-draws", type=number, default=DEFAULT_NULL_DRAWS, help="matrices drawn from each null of Q")
     p.add_argument("--jac-directions", type=directions, default=JAC_DIRECTIONS, help="an image, for convolutions")
     p.add_argument("--seed", type=number, default=0, help="of everything random in the evaluation")

@@ -19,7 +19,7 @@ import models
 from associations import ASSOC_VERSION, DOWNSTREAM, associations
 from comparison import ALIGN_VERSION, align_modules
 from models import norms
-from modularity import MODULES_VERSION, find_modules
+from modularity import DEFAULT_STEPS, MODULES_VERSION, find_modules
 from study import checkpoints, grids
 from study.checkpoints import plain
 from study.datasets import Split
@@ -211,7 +211,12 @@ def silent_units(model: nn.Module, split: Split) -> list[torch.Tensor]:
 
 def module_options(stored: dict, args: argparse.Namespace, method: str) -> list[dict]:
     """What the modules of each layer's matrix are made with: the options of `find_modules`."""
-    same = {"target_entropy": args.target_entropy, "null_draws": args.null_draws}
+    same = {
+        "search": args.search,
+        "steps": DEFAULT_STEPS,
+        "target_entropy": args.target_entropy,
+        "null_draws": args.null_draws,
+    }
     layers = range(len(in_layers(stored.get("assoc", {}).get(method))))
     return [same | {"seed": stream(args.seed, method, layer)} for layer in layers]
 
@@ -238,7 +243,7 @@ def add_modules(stored: dict, args: argparse.Namespace, missing: list[str]) -> N
             modules = find_modules(adj, sign=sign, **made_with)
             downstream = method.removesuffix(COMBINED) in DOWNSTREAM
             without = score_without(units, adj, modules["score"], made_with) if downstream else math.nan
-            layers.append(modules | made_with | {"score_without_silent": without})
+            layers.append(modules | {"score_without_silent": without})
     forget_alignments(stored, missing)
 
 

@@ -287,6 +287,7 @@ def test_a_second_evaluation_changes_nothing_and_says_so(path, data, capsys):
     [
         (["--null-draws", "3"], "null_draws", 3),
         (["--target-entropy", "0.4"], "target_entropy", 0.4),
+        (["--search", "leiden"], "search", "leiden"),
         (["--seed", "7"], "seed", steps.stream(7, "forward_cov", 0)),
     ],
 )
@@ -416,6 +417,7 @@ def test_results_that_are_none_are_made(path, data, kind):
         ["--jac-directions", "3"],
         ["--jac-directions", "0"],
         ["--seed", "-1"],
+        ["--search", "nonsense"],
         ["--metrics", "nonsense"],
         ["--metrics", ","],
         ["--modularity-metrics", "forward"],

@@ -1,7 +1,8 @@
 """From checkpoints to tables: one row a network, a matrix or a pair of matrices, for pandas and the notebook.
 
     python analysis.py CKPT          prints what is known about one network's modules
-    python analysis.py CKPT --plot   also draws its association matrices, sorted by cluster, into figures/
+    python analysis.py CKPT --plot   also draws its association matrices, sorted by cluster, and what lesions of its
+                                     modules do to each class, into figures/
 
 `load_data_as_table` reads any networks and any metrics; report/experiments.py everything about one of the study's
 experiments.
@@ -20,6 +21,8 @@ import torch
 from tqdm import tqdm
 
 from associations import DOWNSTREAM, METHODS, PAIRS, UPSTREAM
+from lesions import KINDS as LESION_KINDS
+from lesions import STATISTICS as LESION_STATISTICS
 from study import checkpoints, grids
 from study.cli import Parser, UserError, one_line_errors
 from study.files import FileError
@@ -34,18 +37,32 @@ ALIGN_FIELDS = (
     *(*ALIGN_MEASURES, "element_sim_expected", "p", "null_mean", "null_std"),
     *("transfer_AaPb", "transfer_AbPa", "transfer_AaPb_norm", "transfer_AbPa_norm", "version"),
 )
-OPTIONAL_FIELDS = (
-    "rotation_z",
-    "score_without_silent",
-    "silent",
-    "element_sim_expected",
-)  # not every evaluation has them
+LESION_FIELDS = (
+    *(f"{kind}_{name}" for kind in LESION_KINDS for name in LESION_STATISTICS),
+    *(
+        f"{kind}_{name}_{field}"
+        for kind in LESION_KINDS
+        for name in LESION_STATISTICS
+        for field in ("null_mean", "null_std", "z", "p")
+    ),
+    "draws",
+)
+EFFECT_FIELDS = ("mean_effects", "zero_effects", "classes", "mean_specialization", "zero_specialization")  # for figures
+OPTIONAL = ("rotation_z", "score_without_silent", "silent", "element_sim_expected", "lesions")
+# not every evaluation has these fields, or this kind of result
+METHODS_NAMED = {"modules": 1, "lesions": 1, "align": 2}  # by each kind of result
 SWAPPED = {
     "transfer_AaPb": "transfer_AbPa",
     "transfer_AbPa": "transfer_AaPb",
     "transfer_AaPb_norm": "transfer_AbPa_norm",
     "transfer_AbPa_norm": "transfer_AaPb_norm",
 }
+LESIONS_SHOWN = {
+    "mean_specialization": "bits",
+    "mean_specialization_z": "bits z",
+    "zero_specialization": "zero: bits",
+    "zero_specialization_z": "zero: z",
+}  # fields, and their headings in a summary
 REPORTED = 5  # at most so many problems are spelt out
 
 
@@ -71,11 +88,11 @@ def load_data_as_table(model_specs, metrics, log_dir=Path("logs/")) -> pd.DataFr
         model_specs: dicts of hyperparameters that name runs (dataset, task, l2, l1, drop, run), and optionally
             `checkpoint`: "last" (default), "best", or a file name in the run's directory or its weights/. Further
             hyperparameters (seed, model_args…) must agree with those that the checkpoint records.
-        metrics: names of three forms: a top-level key (test_acc), modules.<method>.<layer>.<field>, or
-            align.<a>:<b>.<layer>.<field>. Layers count from 0; `*` means all that a checkpoint has. Fields are those of
-            the checkpoint; `dead` (number of units without weight in this matrix, which are in no cluster) and `sizes`
-            (of clusters, largest first); and for any array field x, x_mean and x_std. A pair may be named in either
-            order; transfer fields follow the order given.
+        metrics: names of four forms: a top-level key (test_acc), modules.<method>.<layer>.<field>,
+            lesions.<method>.<layer>.<field>, or align.<a>:<b>.<layer>.<field>. Layers count from 0; `*` means all that
+            a checkpoint has. Fields are those of the checkpoint; `dead` (number of units without weight in this
+            matrix, which are in no cluster) and `sizes` (of clusters, largest first); and for any array field x, x_mean
+            and x_std. A pair may be named in either order; transfer fields follow the order given.
         log_dir: the directory that holds the runs' directories.
 
     Returns:
@@ -104,6 +121,11 @@ def load_checkpoints(paths, metrics) -> pd.DataFrame:
 def module_metrics(fields=("score",), methods=METHODS, layers=(0, 1)) -> list[str]:
     """Names of metrics of modules, for `load_data_as_table`."""
     return [f"modules.{method}.{layer}.{field}" for method in methods for layer in layers for field in fields]
+
+
+def lesion_metrics(fields=("mean_specialization",), methods=METHODS, layers=(0, 1)) -> list[str]:
+    """Names of metrics of lesions, for `load_data_as_table`."""
+    return [f"lesions.{method}.{layer}.{field}" for method in methods for layer in layers for field in fields]
 
 
 def align_metrics(fields=("element_sim",), pairs=PAIRS, layers=(0, 1)) -> list[str]:
@@ -141,7 +163,7 @@ def table_of(entries, metrics, problems=None, optional=()):
 
     Where every layer is asked for, a network that has none still has a row, without a method.
 
-    Args: optional: fields whose absence is no problem.
+    Args: optional: fields, and kinds of results, whose absence is no problem.
     """
     basic, rows_wanted = _parsed(metrics)
     collected, lacking, rows = [], {}, []
@@ -157,7 +179,7 @@ def table_of(entries, metrics, problems=None, optional=()):
         absent = [(name, name) for name in basic if name not in stored]
         rows += _rows(stored, model, rows_wanted, absent)
         for kind, name in absent if stored else ():
-            if name.rpartition(".")[2] not in optional:
+            if not {name.partition(".")[0], name.rpartition(".")[2]} & set(optional):
                 lacking.setdefault(kind, {}).setdefault(name, []).append(path)
     collected += [_in_words(kind, names, len(entries)) for kind, names in lacking.items()]
     if problems is None:
@@ -175,26 +197,28 @@ def _in_words(kind, names, of):
 
 
 def _parsed(metrics):
-    """Names of basic metrics, and {("modules", (method,), layer) or ("align", (a, b), layer): [fields]}."""
+    """Names of basic metrics, and {((method,) or (a, b), layer): {field: kind of result}}."""
     basic, rows = [], {}
     for metric in metrics:
-        match = re.fullmatch(r"(modules|align)\.([^.]+)\.(\d+|\*)\.(\w+)", metric)
+        match = re.fullmatch(rf"({'|'.join(METHODS_NAMED)})\.([^.]+)\.(\d+|\*)\.(\w+)", metric)
         methods = tuple(match[2].split(":")) if match else ()
-        if match and len(methods) == {"modules": 1, "align": 2}[match[1]]:
-            rows.setdefault((match[1], methods, match[3]), []).append(match[4])
+        if match and len(methods) == METHODS_NAMED[match[1]]:
+            other = rows.setdefault((methods, match[3]), {}).setdefault(match[4], match[1])
+            if other != match[1]:
+                raise UserError(f"metric {metric!r}: {other} have a field of that name, too; make a table for each")
         elif re.fullmatch(r"\w+", metric):
             basic.append(metric)
         else:
             raise UserError(
-                f"metric {metric!r}: expected a basic key such as test_acc, modules.<method>.<layer>.<field> or "
-                "align.<a>:<b>.<layer>.<field>"
+                f"metric {metric!r}: expected a basic key such as test_acc, modules.<method>.<layer>.<field>, "
+                "lesions.<method>.<layer>.<field> or align.<a>:<b>.<layer>.<field>"
             )
     return basic, rows
 
 
 def _checked(stored, fields):
     """The checkpoint itself, if it has the form and records the hyperparameters that are expected; else ValueError."""
-    for kind in ("modules", "align"):
+    for kind in METHODS_NAMED:
         layers = [] if stored.get(kind) is None else list(getattr(stored[kind], "values", lambda: [None])())
         if not all(isinstance(each, list) and all(isinstance(layer, dict) for layer in each) for each in layers):
             raise ValueError(f"its {kind} are not those of an evaluated checkpoint; evaluate it again")
@@ -220,27 +244,28 @@ def _same(a, b):
 def _rows(stored, model, rows_wanted, absent):
     """The rows of one network; `absent` gets (kind, name) of what its checkpoint does not hold."""
     rows = []
-    for (kind, methods, wanted), fields in rows_wanted.items():
-        layers = (stored.get(kind) or {}).get(":".join(sorted(methods)), [])
-        names = ("assoc",) if kind == "modules" else ("assoc_a", "assoc_b")
-        swap = SWAPPED if list(methods) != sorted(methods) else {}
-        if wanted == "*" and not layers:
-            absent.append((f"{kind}.*", f"{kind}.{':'.join(methods)}"))
-        for layer in range(len(layers)) if wanted == "*" else [int(wanted)]:
-            entry = layers[layer] if layer < len(layers) else {}
-            values = {field: _field(entry, swap.get(field, field)) for field in fields}
+    for (methods, wanted), kinds in rows_wanted.items():
+        name, in_order = ":".join(methods), ":".join(sorted(methods))
+        layers = {kind: (stored.get(kind) or {}).get(in_order, []) for kind in kinds.values()}
+        columns = ("assoc",) if len(methods) == 1 else ("assoc_a", "assoc_b")
+        swap = SWAPPED if name != in_order else {}
+        if wanted == "*":
+            absent += [(f"{kind}.*", f"{kind}.{name}") for kind, found in layers.items() if not found]
+        for layer in range(max(map(len, layers.values()))) if wanted == "*" else [int(wanted)]:
+            entries = {kind: found[layer] if layer < len(found) else {} for kind, found in layers.items()}
+            values = {field: _field(entries[kind], swap.get(field, field)) for field, kind in kinds.items()}
             absent += [
-                (f"{kind}.*.*.{field}", f"{kind}.{':'.join(methods)}.{layer}.{field}")
+                (f"{kinds[field]}.*.*.{field}", f"{kinds[field]}.{name}.{layer}.{field}")
                 for field, value in values.items()
-                if value is None
+                if value is None and (wanted != "*" or layers[kinds[field]])
             ]
             values = {field: math.nan if value is None else value for field, value in values.items()}
-            rows.append(model | dict(zip(names, methods, strict=True)) | {"layer": layer} | values)
+            rows.append(model | dict(zip(columns, methods, strict=True)) | {"layer": layer} | values)
     return rows or [model]
 
 
 def _field(entry, field):
-    """One field of a modules or align dict, derived ones included; None if it is not there."""
+    """One field of a modules, lesions or align dict, derived ones included; None if it is not there."""
     if field in entry:
         return _value(entry[field])
     array, _, statistic = field.rpartition("_")
@@ -314,7 +339,8 @@ def checkpoint_summary(path) -> pd.DataFrame:
 
     Returns: columns method, layer, Q, z and p (against shuffled matrices), clusters (effective number), and agreement:
         mean element-centric similarity to the clusterings of the other upstream, and of the other downstream methods,
-        a method's own _norm form apart.
+        a method's own _norm form apart. Where the modules were lesioned also bits and bits z, their specialization by
+        lesions to the mean, and "zero: bits" and "zero: z", by lesions to zero.
     Raises: UserError if the file cannot be read or has no modules.
     """
     entry = [({}, Path(path))]
@@ -326,6 +352,10 @@ def checkpoint_summary(path) -> pd.DataFrame:
             _agreement(align, assoc, layer, family)
             for assoc, layer in zip(modules["assoc"], modules["layer"], strict=True)
         ]
+    lesions = table_of(entry, lesion_metrics(LESIONS_SHOWN, layers="*"), [])
+    if "assoc" in lesions:
+        shown = lesions[["assoc", "layer", *LESIONS_SHOWN]].rename(columns=LESIONS_SHOWN).astype({"assoc": str})
+        modules = modules.astype({"assoc": str}).merge(shown, how="left", on=["assoc", "layer"])
     modules["layer"] = (
         modules["layer"].astype(object).mask(modules["assoc"].astype(str).str.endswith("_combined"), "all")
     )
@@ -343,11 +373,11 @@ def _agreement(align, assoc, layer, family):
     return align.loc[rows & (align["layer"] == layer), "element_sim"].mean()
 
 
-def figure_name(path, layer) -> str:
-    """The name of the figure of one layer of one checkpoint: that of its run, its file and the layer."""
+def figure_name(path, layer, kind="matrices") -> str:
+    """The name of a figure of one layer of one checkpoint: its kind, its run, its file and the layer."""
     folder = Path(path).absolute().parent
     run = folder.parent.name if folder.name == "weights" else folder.name
-    return f"matrices-{run}-{Path(path).stem}-layer-{layer}"
+    return f"{kind}-{run}-{Path(path).stem}-layer-{layer}"
 
 
 def main(args):
@@ -358,17 +388,21 @@ def main(args):
             raise UserError(f"{path}: there is no layer {args.layer}; its layers are 0 to {layers - 1}")
         print(path, checkpoint_summary(path).to_string(index=False, float_format="{:.3f}".format, na_rep="-"), sep="\n")
         if args.plot:
-            from report import matrix_figures, style  # matplotlib, only where something is drawn
+            from report import lesion_figures, matrix_figures, style  # matplotlib, only where something is drawn
 
             examples = load_checkpoints([path], module_metrics(("score", "adj", "clusters"), layers=(args.layer,)))
             drawn = matrix_figures.sorted_matrices(examples)
             print(*style.save(drawn, figure_name(path, args.layer)), sep="\n")
+            lesions = load_checkpoints([path], lesion_metrics(EFFECT_FIELDS, layers=(args.layer,)))
+            if lesions["mean_effects"].notna().any():
+                drawn = lesion_figures.effects_of_methods(lesions)
+                print(*style.save(drawn, figure_name(path, args.layer, "lesions")), sep="\n")
 
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", nargs="+", type=Path, help="evaluated checkpoints")
-    parser.add_argument("--plot", action="store_true", help="draw the association matrices of one layer into figures/")
+    parser.add_argument("--plot", action="store_true", help="draw matrices and lesions of one layer into figures/")
     parser.add_argument("--layer", type=int, default=0, help="the layer to draw, from 0 (default)")
     with one_line_errors("analysis.py"):
         main(parser.parse_args())

@@ -4,9 +4,9 @@
     python eval.py --ckpt-file weights/best.ckpt       single checkpoints
 
 For a checkpoint: losses, accuracies and norms; the similarities of its hidden units, eight ways; the modules that each
-similarity gives; and how far the modules agree. What is there already, made with the same options, is not computed
-again. For a run: the first of these for each of its checkpoints, then `best.ckpt` is linked to the one with the lowest
-val_loss, which gets the rest.
+similarity gives; how far the modules agree; and what lesions of them do to each class. What is there already, made with
+the same options, is not computed again. For a run: the first of these for each of its checkpoints, then `best.ckpt` is
+linked to the one with the lowest val_loss, which gets the rest.
 """
 
 import argparse
@@ -156,6 +156,10 @@ def number(text: str, low: float = 0) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    return number(text, 1)
+
+
 def directions(text: str) -> int:
     if number(text, 2) % 2:
         raise argparse.ArgumentTypeError(f"expected an even number, not {text}")
@@ -189,6 +193,20 @@ def parser() -> cli.Parser:
     )
     p.add_argument("--null-draws", type=number, default=DEFAULT_NULL_DRAWS, help="matrices drawn from each null of Q")
     p.add_argument("--jac-directions", type=directions, default=JAC_DIRECTIONS, help="an image, for convolutions")
+    p.add_argument("--skip-lesions", action="store_true", help="do not lesion the modules")
+    p.add_argument(
+        "--lesion-images",
+        type=positive,
+        help="of each class, from the test split (default: 200, with convolutions 50)",
+    )
+    p.add_argument(
+        "--lesion-draws", type=number, help="shuffled clusterings in the null (default: 100, with convolutions 10)"
+    )
+    p.add_argument(
+        "--lesion-null-images",
+        type=positive,
+        help="of each class that the null rests on (default: all, with convolutions 10)",
+    )
     p.add_argument("--seed", type=number, default=0, help="of everything random in the evaluation")
     p.add_argument("--no-progress", dest="progress", action="store_false")
     return p

@@ -288,8 +288,8 @@ def find_lesions(
         {name: {field: value}}. For each kind of lesion <kind>_effects, E (C, K) float32, clusters in stored order; and
         for each of specialization and importance <kind>_<statistic>, and against its null <kind>_<statistic>_null_mean,
         _null_std, _z and _p = (1 + draws with at least the value)/(1 + draws). Statistics are NaN where they are
-        undefined; draws in which they are undefined do not count. Also draws, classes (K,) int64, images (the most of
-        a class), null_images, version.
+        undefined; draws in which they are undefined do not count. Also classes and images_per_class, (K,) int64, draws
+        and version.
 
     Raises: ValueError as `lesion_effects`; for clusterings of different lengths or with rows of another kind.
     """
@@ -302,16 +302,14 @@ def find_lesions(
     drawn = {name: groups.add(shuffled_clusterings(clusters, draws, seed)) for name, clusters in found.items()}
     matrix = groups.matrix(len(next(iter(found.values()))))
     classes, counts = labels.cpu().unique(return_counts=True)
-    most = int(counts.max())
-    few = most if null_images is None else min(null_images, most)
-    if few == most:
+    if null_images is None or null_images >= counts.max():
         on_few = on_all = lesion_effects(model, images, labels, matrix, layer=layer, **options)
     else:
         on_all = lesion_effects(model, images, labels, matrix[:, :real], layer=layer, **options)
-        first, n = first_of_each_class(labels, few), len(labels)
+        first, n = first_of_each_class(labels, null_images), len(labels)
         some = nested.mapped(lambda tensor: tensor[first] if tensor.ndim and len(tensor) == n else tensor, images)
         on_few = lesion_effects(model, some, labels[first], matrix, layer=layer, **options)
-    common = {"draws": draws, "classes": classes, "images": most, "null_images": few, "version": LESIONS_VERSION}
+    common = {"classes": classes, "images_per_class": counts, "draws": draws, "version": LESIONS_VERSION}
     results = {}
     for name, clusters in found.items():
         results[name] = dict(common)

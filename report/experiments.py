@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 import analysis
-from analysis import ALIGN_FIELDS, MODULE_FIELDS, OPTIONAL_FIELDS
+from analysis import ALIGN_FIELDS, EFFECT_FIELDS, LESION_FIELDS, MODULE_FIELDS, OPTIONAL
 from comparison import expected_similarity_of_sizes
 from report import tables
 from study import grids, runs
@@ -34,13 +34,16 @@ class Results(NamedTuple):
             RECORDED, and pass_mark, the test accuracy below which a network has not learnt the task.
         modules: a row per (network, assoc, layer): also MODULE_FIELDS.
         align: a row per (network, assoc_a, assoc_b, layer): hyperparameters and ALIGN_FIELDS.
-        examples: a row per (network, assoc, layer) of a few networks: also `adj` and `clusters`; only where asked for.
+        examples: a row per (network, assoc, layer) of a few networks: also `adj`, `clusters` and, if these were
+            lesioned, EFFECT_FIELDS.
+        lesions: a row per (network, assoc, layer): also LESION_FIELDS; empty where no modules were lesioned.
     """
 
     models: pd.DataFrame
     modules: pd.DataFrame
     align: pd.DataFrame
     examples: pd.DataFrame
+    lesions: pd.DataFrame = pd.DataFrame()
 
 
 def load_experiment(name: str, logs=Path("."), parts=None) -> Results:
@@ -64,9 +67,9 @@ def load_experiment(name: str, logs=Path("."), parts=None) -> Results:
     together = pd.concat(found, ignore_index=True)
     if "score" not in together or together.loc[together["part"] != "dummy", "score"].isna().all():
         raise UserError(f"no trained and evaluated network of {name}: run ./eval.sh {grids.save_dir(name, '*')}")
-    models, modules, align = _split(together)
+    models, modules, align, lesions = _split(together)
     models["pass_mark"] = grids.EXPERIMENTS[name].pass_mark
-    return complete(Results(models, modules, align, _examples(name, Path(logs), parts)))
+    return complete(Results(models, modules, align, _examples(name, Path(logs), parts), lesions))
 
 
 def _known_parts(name):
@@ -86,8 +89,8 @@ def complete(results: Results) -> Results:
         if "part" in table:
             table = table.assign(part=pd.Categorical(table["part"].astype(object), categories=grids.PARTS))
         filled.append(analysis.tidy(table))
-    models, modules, align, examples = filled
-    return Results(models, modules, with_chance_level(align, modules), examples)
+    models, modules, align, examples, lesions = filled
+    return Results(models, modules, with_chance_level(align, modules), examples, lesions)
 
 
 def with_chance_level(align: pd.DataFrame, modules: pd.DataFrame) -> pd.DataFrame:
@@ -121,19 +124,20 @@ def _all_sizes(sizes, dead):
 
 
 def _part_table(name, part, logs, problems):
-    """Rows of all three kinds for one part of an experiment, from its cache where that is up to date."""
+    """Rows of all kinds for one part of an experiment, from its cache where that is up to date."""
     entries = list(checkpoints(name, part, logs))
     metrics = [
         *BASIC_METRICS,
         *analysis.module_metrics(MODULE_FIELDS, layers="*"),
         *analysis.align_metrics(ALIGN_FIELDS, layers="*"),
+        *analysis.lesion_metrics(LESION_FIELDS, layers="*"),
     ]
     fingerprint = _fingerprint(entries, metrics)
     cache = logs / grids.save_dir(name, part) / f".table-{fingerprint}.parquet"
     table = _cached(cache, fingerprint)
     if table is None:
         lacking = []
-        table = analysis.table_of(entries, metrics, lacking, OPTIONAL_FIELDS)
+        table = analysis.table_of(entries, metrics, lacking, OPTIONAL)
         table.attrs = {"made_from": fingerprint, "problems": lacking}
         _keep(table, cache)
     problems += table.attrs["problems"]
@@ -189,17 +193,17 @@ def _fingerprint(entries, metrics):
 
 
 def _split(table):
-    """The rows about networks, methods and pairs, each with the columns that they have."""
+    """The rows about networks, methods, pairs, and methods again for lesions, each with the columns that they have."""
     hyper = [*dict.fromkeys((*GRID_POINT, *(name for name in grids.NAMED if name in table))), "checkpoint"]
     basics = [name for name in BASIC_METRICS if name in table]
     recorded = [name for name in RECORDED if name in table]
-    table = table.reindex(
-        columns=list(dict.fromkeys([*table, "assoc", "assoc_a", "assoc_b", *MODULE_FIELDS, *ALIGN_FIELDS]))
-    )
+    fields = "assoc", "assoc_a", "assoc_b", *MODULE_FIELDS, *ALIGN_FIELDS, *LESION_FIELDS
+    table = table.reindex(columns=list(dict.fromkeys([*table, *fields])))
     modules = table.loc[table["assoc"].notna(), [*hyper, *basics, "assoc", "layer", *MODULE_FIELDS]]
     align = table.loc[table["assoc_a"].notna(), [*hyper, "assoc_a", "assoc_b", "layer", *ALIGN_FIELDS]]
     models = table[[*hyper, *basics, *recorded]].drop_duplicates(list(NETWORK))
-    kinds = models, modules.astype({"layer": int}), align.astype({"layer": int})
+    lesions = table.loc[table["draws"].notna(), [*hyper, *basics, "assoc", "layer", *LESION_FIELDS]]
+    kinds = models, *(kind.astype({"layer": int}) for kind in (modules, align, lesions))
     return [part.reset_index(drop=True) for part in kinds]
 
 
@@ -210,27 +214,36 @@ def _examples(name, logs, parts):
         specs = [entry for entry in checkpoints(name, part, logs) if entry[0]["run"] in (0, grids.FIRST_UNTRAINED_RUN)]
         keep = range(1) if part != "drop" else np.unique(np.linspace(0, len(specs) - 1, 4).round().astype(int))
         chosen += [specs[i] for i in keep if specs and part in parts]
-    table = analysis.table_of(chosen, analysis.module_metrics(("score", "adj", "clusters"), layers="*"), [])
+    metrics = analysis.module_metrics(("score", "adj", "clusters"), layers="*")
+    table = analysis.table_of(chosen, [*metrics, *analysis.lesion_metrics(EFFECT_FIELDS, layers="*")], [])
     return table[table["score"].notna()].reset_index(drop=True) if "score" in table else table.iloc[:0]
 
 
 def save_results(results: Results, folder, name: str) -> None:
-    """Writes an experiment's tables to <folder>/<name>-{models,modules,align,examples}.parquet.
+    """Writes an experiment's tables to <folder>/<name>-{models,modules,align,examples,lesions}.parquet.
 
-    Networks that were not evaluated, and example matrices of more than SAVED_UNITS units, are left out.
+    There is no table of lesions where there were none. Networks that were not evaluated, and example matrices of more
+    than SAVED_UNITS units, are left out.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    models, modules, align, examples = results
+    models, modules, align, examples, lesions = results
     small = [len(matrix) <= SAVED_UNITS for matrix in examples["adj"]] if len(examples) else slice(None)
     evaluated = [(models, "test_acc"), (modules, "version"), (align, "version")]
-    kept = Results(*(table[table[evidence].notna()] for table, evidence in evaluated), examples[small])
+    kept = Results(*(table[table[evidence].notna()] for table, evidence in evaluated), examples[small], lesions)
     for kind, table in kept._asdict().items():
-        tables.save_table(table, Path(folder) / f"{name}-{kind}.parquet")
+        path = Path(folder) / f"{name}-{kind}.parquet"
+        if kind != "lesions" or len(table):
+            tables.save_table(table, path)
+        else:
+            path.unlink(missing_ok=True)  # of an earlier evaluation
 
 
 def load_results(folder, name: str) -> Results:
     """Reads tables that `save_results` wrote."""
-    return complete(Results(*(tables.load_table(Path(folder) / f"{name}-{kind}.parquet") for kind in Results._fields)))
+    paths = {kind: Path(folder) / f"{name}-{kind}.parquet" for kind in Results._fields}
+    if not paths["lesions"].exists():  # saved before there were any
+        del paths["lesions"]
+    return complete(Results(**{kind: tables.load_table(path) for kind, path in paths.items()}))
 
 
 def open_results(name: str, logs=Path("."), folder=Path("results")) -> Results:

@@ -217,24 +217,27 @@ def accuracy_correlations(results: Results) -> pd.DataFrame:
         both their means over the runs of the same regularization, resampled within these.
     """
     modules = trained(usable(results.modules, results.models)).dropna(subset=["score", "test_acc"])
-    networks = per_network(modules, ["score", "test_acc"])
-    networks["point"] = networks.groupby(list(GRID_POINT), observed=True).ngroup()
+    return matched_correlations(per_network(modules, ["score", "test_acc"]), "score", "test_acc", ["assoc"])
+
+
+def matched_correlations(table, x, y, by) -> pd.DataFrame:
+    """Rank correlation over networks of two columns, at matched regularization.
+
+    Returns: a row per combination of the columns `by`, with n, overall, matched, low, high: of the networks as they
+        are, and after subtracting from both columns their means over the runs of the same regularization, with the
+        interval of resamples within these.
+    """
+    table = table.dropna(subset=[x, y])
+    table = table.assign(point=table.groupby(list(GRID_POINT), observed=True).ngroup())
     rows = []
-    for assoc, curve in networks.sort_values("point").groupby("assoc", observed=True):
-        q, accuracy, point = (curve[name].to_numpy() for name in ("score", "test_acc", "point"))
+    for key, curve in table.sort_values("point").groupby(by, observed=True):
+        a, b, point = (curve[name].to_numpy() for name in (x, y, "point"))
         draws = resamples(point)
-        low, high = bootstrap_interval(spearman(_centred(q[draws], point), _centred(accuracy[draws], point)))
-        rows.append(
-            {
-                "assoc": assoc,
-                "n": len(q),
-                "overall": float(spearman(q, accuracy)),
-                "matched": float(spearman(_centred(q, point), _centred(accuracy, point))),
-                "low": low,
-                "high": high,
-            }
-        )
-    return pd.DataFrame(rows)
+        low, high = bootstrap_interval(spearman(_centred(a[draws], point), _centred(b[draws], point)))
+        matched = float(spearman(_centred(a, point), _centred(b, point)))
+        row = {"n": len(a), "overall": float(spearman(a, b)), "matched": matched, "low": low, "high": high}
+        rows.append(dict(zip(by, key, strict=True)) | row)
+    return pd.DataFrame(rows, columns=[*by, "n", "overall", "matched", "low", "high"])
 
 
 def _centred(values, groups):

@@ -34,6 +34,10 @@ VALUES = {
     "sparsity": "share of weights\nbelow 0.001",
     "z": "z of Q against\nshuffled matrices",
     "rotation_z": "z of Q against\nrotated matrices",
+    "mean_specialization": "specialization, bits\n(lesions to the mean)",
+    "zero_specialization": "specialization, bits\n(lesions to zero)",
+    "mean_specialization_z": "z of specialization\n(lesions to the mean)",
+    "zero_specialization_z": "z of specialization\n(lesions to zero)",
 }
 STYLE = {
     "font.size": 7,

@@ -10,6 +10,8 @@ import pandas as pd
 from study.cli import UserError
 from study.files import write_bytes
 
+EFFECTS = {"mean_effects", "zero_effects", "classes"}  # arrays of lesions, (clusters, classes) and (classes,)
+
 
 def save_table(table: pd.DataFrame, path) -> None:
     """Writes a table with its `attrs`; matrices are stored relative to their largest entry (for figures), clusters as
@@ -21,6 +23,8 @@ def save_table(table: pd.DataFrame, path) -> None:
     for name in ("adj", "clusters"):
         if name in table:
             table[name] = [_flat(matrix, name == "adj") for matrix in table[name]]
+    for name in EFFECTS & set(table):
+        table[name] = [x.ravel() if isinstance(x, np.ndarray) else None for x in table[name]]
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False, compression="zstd")
     write_bytes(Path(path), buffer.getvalue())
@@ -44,4 +48,9 @@ def load_table(path) -> pd.DataFrame:
         sides = [math.isqrt(len(flat)) for flat in table["adj"]]
         for name in ("adj", "clusters"):
             table[name] = [flat.reshape(n, -1).astype(np.float32) for flat, n in zip(table[name], sides, strict=True)]
+    for name in EFFECTS & set(table) - {"classes"}:
+        table[name] = [
+            x.reshape(-1, len(classes)) if isinstance(x, np.ndarray) else np.nan
+            for x, classes in zip(table[name], table["classes"], strict=True)
+        ]
     return table

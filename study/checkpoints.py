@@ -39,9 +39,10 @@ BY_NAME = (
     "assoc_sign",
     "assoc_stderr",
     "modules",
+    "lesions",
     "align",
 )  # its dicts
-IN_LAYERS = ("modules", "align")  # those that hold, for each name, a list over layers of dicts
+IN_LAYERS = ("modules", "lesions", "align")  # those that hold, for each name, a list over layers of dicts
 DIRECTORY = 0x10  # the zip attribute; torch.load leaves the tensor of a member so marked uninitialised, without a word
 
 

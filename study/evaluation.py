@@ -10,6 +10,7 @@ import math
 import sys
 import zlib
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 import models
 from associations import ASSOC_VERSION, DOWNSTREAM, associations
 from comparison import ALIGN_VERSION, align_modules
+from lesions import LESIONS_VERSION, find_lesions, first_of_each_class
 from models import norms
 from modularity import DEFAULT_STEPS, MODULES_VERSION, find_modules
 from study import checkpoints, grids
@@ -31,6 +33,19 @@ BATCH_SIZE = 500
 CONVOLUTIONAL_BATCH_SIZE = 50  # associations hold every layer's activations and derivatives for one batch
 LOSS_TOLERANCE = 0.01  # relative, between val_loss in training and in evaluation: rounding differs, on a GPU by 0.001
 COMBINED = "_combined"
+
+
+class LesionSize(NamedTuple):
+    """Test images of each class, the draws of the null, and the images of each class that the null rests on."""
+
+    images: int
+    draws: int
+    null_images: int | None = None  # all
+
+
+DENSE_LESIONS = LesionSize(images=200, draws=100)
+CONVOLUTIONAL_LESIONS = LesionSize(images=50, draws=10, null_images=10)  # all behind the layer runs for each lesion
+
 
 Step = tuple[
     str, Callable[[dict, argparse.Namespace], list[str]], Callable[[dict, argparse.Namespace, list[str]], None]
@@ -46,6 +61,8 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
         steps.append(("methods' modules", missing_modules, add_modules))
         if not args.skip_alignment:
             steps.append(("alignments", missing_alignments, add_alignments))
+        if not args.skip_lesions:
+            steps.append(("methods' lesions", missing_lesions, add_lesions))
     return steps
 
 
@@ -175,7 +192,7 @@ def add_associations(stored: dict, args: argparse.Namespace, missing: list[str])
     put(stored, "assoc_made_with", made_with, missing)
     for method in missing:
         stored.get("modules", {}).pop(method, None)
-    forget_alignments(stored, missing)
+    forget(stored, missing)
 
 
 def put(stored: dict, key: str, new: dict, names: Iterable[str]) -> None:
@@ -244,7 +261,7 @@ def add_modules(stored: dict, args: argparse.Namespace, missing: list[str]) -> N
             downstream = method.removesuffix(COMBINED) in DOWNSTREAM
             without = score_without(units, adj, modules["score"], made_with) if downstream else math.nan
             layers.append(modules | {"score_without_silent": without})
-    forget_alignments(stored, missing)
+    forget(stored, missing)
 
 
 def score_without(silent: torch.Tensor, adj: torch.Tensor, score: float, options: dict) -> float:
@@ -257,8 +274,10 @@ def score_without(silent: torch.Tensor, adj: torch.Tensor, score: float, options
     return find_modules(adj[~silent][:, ~silent], **options | {"null_draws": 0})["score"]
 
 
-def forget_alignments(stored: dict, methods: list[str]) -> None:
+def forget(stored: dict, methods: list[str]) -> None:
     """Removes what was said of clusterings that have just been replaced."""
+    for method in methods:
+        stored.get("lesions", {}).pop(method, None)
     align = stored.get("align", {})
     stored["align"] = {pair: value for pair, value in align.items() if not set(pair.split(":")) & set(methods)}
 
@@ -296,3 +315,50 @@ def add_alignments(stored: dict, args: argparse.Namespace, missing: list[str]) -
             align_modules(a, b, **options) | options
             for a, b, options in zip(modules_a, modules_b, alignment_options(stored, args, pair), strict=True)
         ]
+
+
+# ---- lesions --------------------------------------------------------------------------------------------------------
+
+
+def lesion_options(stored: dict, args: argparse.Namespace, method: str) -> list[dict]:
+    """What the lesions of each layer are made with: the options of `find_lesions`, and the images of each class."""
+    convolutional = any(weight.ndim == 4 for weight in stored.get("state_dict", {}).values())
+    size = CONVOLUTIONAL_LESIONS if convolutional else DENSE_LESIONS
+    asked = {"images": args.lesion_images, "draws": args.lesion_draws, "null_images": args.lesion_null_images}
+    size = size._asdict() | {name: number for name, number in asked.items() if number is not None}
+    layers = range(len(stored.get("modules", {}).get(method, [])))
+    return [size | {"seed": stream(args.seed, "lesions", layer)} for layer in layers]
+
+
+def missing_lesions(stored: dict, args: argparse.Namespace) -> list[str]:
+    lesions = stored.get("lesions", {})
+    return [
+        method
+        for method in args.methods  # combined matrices have no layer whose units could be lesioned
+        if not is_current(lesions.get(method, []), lesion_options(stored, args, method), LESIONS_VERSION)
+    ]
+
+
+def add_lesions(stored: dict, args: argparse.Namespace, missing: list[str]) -> None:
+    """What lesions of the modules do to each class, over the first test images of each; all methods of a layer share
+    its null's random orders, whichever of them are made now."""
+    model, (_, _, test) = network(stored, args.device), splits_of(stored, args)
+    found = {method: [] for method in missing}
+    for layer, options in enumerate(lesion_options(stored, args, missing[0])):
+        images, labels = first_images(test, options["images"])
+        clusterings = {method: stored["modules"][method][layer]["clusters"] for method in missing}
+        null = {name: options[name] for name in ("draws", "seed", "null_images")}
+        progress = args.progress and sys.stderr.isatty()
+        try:
+            lesions = find_lesions(model, images, labels, clusterings, layer=layer, progress=progress, **null)
+        except (ValueError, RuntimeError) as error:
+            raise FileError(f"lesions: {error}") from None
+        for method in missing:
+            found[method].append(lesions[method] | options)
+    put(stored, "lesions", found, missing)
+
+
+def first_images(split: Split, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first images of each class of a split, as many of each, or all there are; and their labels."""
+    chosen = split.index[first_of_each_class(split.labels[split.index], number)]
+    return next(Split(split.images, split.labels, chosen).batches(len(chosen)))

@@ -86,7 +86,8 @@ def write_run(run_dir, names=("epoch=0-step=9", "epoch=1-step=18", "last"), fini
 def arguments(*words):
     """eval.py's arguments, as few methods and draws as possible unless the words say otherwise."""
     words = ["--device", "cpu", "--no-progress", *map(str, words)]
-    for option, few in (("--modularity-metrics", ",".join(METHODS)), ("--null-draws", "2")):
+    few_of = {"--modularity-metrics": ",".join(METHODS), "--null-draws": "2", "--lesion-draws": "2"}
+    for option, few in few_of.items():
         words += [] if option in words else [option, few]
     return evaluation.parser().parse_args(words)
 

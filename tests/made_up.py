@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis import ALIGN_FIELDS, MODULE_FIELDS
+from analysis import ALIGN_FIELDS, LESION_FIELDS, MODULE_FIELDS
 from associations import METHODS, PAIRS, UPSTREAM
 from report.experiments import Results
 from study import grids
@@ -31,7 +31,8 @@ def hyperparameters(experiment="mnist-base", runs=2, untrained=4):
 
 def results(experiment="mnist-base", layers=2, units=12, seed=0, noise=1.0, **sizes):
     """Results in which Q is 0.1 + 0.2·drop upstream and 0.1 downstream; networks with l1 > 5e-3, l2 > 3e-2 or
-    drop > 0.65 fail; methods agree by 0.6 within upstream, 0.5 within downstream and 0.3 across. Plus noise."""
+    drop > 0.65 fail; methods agree by 0.6 within upstream, 0.5 within downstream and 0.3 across; lesions have the value
+    drop + 0.5 · layer, + 3 downstream, 0 in untrained networks. Plus noise."""
     random = np.random.default_rng(seed)
     models = hyperparameters(experiment, **sizes)
     models["pass_mark"] = 0.8
@@ -59,10 +60,15 @@ def results(experiment="mnist-base", layers=2, units=12, seed=0, noise=1.0, **si
     for field in ALIGN_FIELDS:
         known = {"p": 0.5 * (upstream == 1), "null_mean": 0.25, "element_sim_expected": 0.2}
         align[field] = known.get(field, similarity)
-    for name in ("assoc", "assoc_a", "assoc_b"):
-        table = modules if name == "assoc" else align
-        table[name] = pd.Categorical(table[name], categories=METHODS, ordered=True)
-    return Results(models, modules, align, examples(models, layers, units, random))
+    lesions = crossed(assoc=METHODS, layer=range(layers))
+    for field in LESION_FIELDS:
+        place = lesions["drop"] + 3.0 * ~lesions["assoc"].isin(UPSTREAM) + 0.5 * lesions["layer"]
+        lesions[field] = place * (lesions["part"] != "dummy") + noise * random.normal(0, 0.1, len(lesions))
+    lesions["draws"] = 100.0
+    for table, names in ((modules, ["assoc"]), (align, ["assoc_a", "assoc_b"]), (lesions, ["assoc"])):
+        for name in names:
+            table[name] = pd.Categorical(table[name], categories=METHODS, ordered=True)
+    return Results(models, modules, align, examples(models, layers, units, random), lesions)
 
 
 def distinct(experiment="mnist-wide", seed=1):
@@ -73,9 +79,10 @@ def distinct(experiment="mnist-wide", seed=1):
     """
     random = np.random.default_rng(seed)
     found = results(experiment, runs=3)
-    models, modules, align, _ = found
-    for table, fields in ((models, BASIC_METRICS), (modules, MODULE_FIELDS), (align, ALIGN_FIELDS)):
-        for field in sorted(set(fields) - {"sizes", "version"}):  # the same values in every process
+    models, modules, align, _, lesions = found
+    kinds = (models, BASIC_METRICS), (modules, MODULE_FIELDS), (align, ALIGN_FIELDS), (lesions, LESION_FIELDS)
+    for table, fields in kinds:
+        for field in sorted(set(fields) - {"sizes", "version", "draws"}):  # the same values in every process
             table[field] = random.uniform(0.1, 0.9, len(table))
     place = models.groupby("part", observed=True).cumcount() // 3
     models["test_acc"] = 0.98 - 0.02 * place - random.uniform(0, 0.005, len(models))
@@ -83,7 +90,8 @@ def distinct(experiment="mnist-wide", seed=1):
     models.loc[failing & (models["run"] < 2), "test_acc"] -= 0.5
     models.loc[np.isclose(models["l1"], 1e-3) & (models["run"] == 1), "test_acc"] -= 0.5
     models.loc[models["part"] == "dummy", "test_acc"] = random.uniform(0.05, 0.15, 4)
-    modules["test_acc"] = np.repeat(models["test_acc"].to_numpy(), len(modules) // len(models))
+    for table in (modules, lesions):
+        table["test_acc"] = np.repeat(models["test_acc"].to_numpy(), len(table) // len(models))
     align.loc[random.random(len(align)) < 0.2, "p"] = np.nan
     align.loc[random.random(len(align)) < 0.3, "p"] = 0.01
     return found
@@ -100,6 +108,10 @@ def examples(models, layers, units, random):
     table["score"] = 0.1
     table["adj"] = [((m + m.T) * (1 - np.eye(units))).astype(np.float32) for m in matrices]
     table["clusters"] = [np.eye(3, dtype=np.float32)[random.permutation(np.arange(units) % 3)] for _ in matrices]
+    for kind in ("mean", "zero"):
+        table[f"{kind}_effects"] = [random.normal(1, 1, (3, 10)).astype(np.float32) for _ in matrices]
+        table[f"{kind}_specialization"] = random.random(len(table))
+    table["classes"] = [np.arange(10)] * len(table)
     return table
 
 
@@ -129,9 +141,14 @@ def evaluated(spec, units=6, layers=2, seed=0, score=0.25):
         fields = {field: 0.5 for field in ALIGN_FIELDS if field not in ("null_mean", "null_std")}
         return fields | {"null": torch.tensor([0.25, 0.75]), "transfer_AaPb": 0.1, "transfer_AbPa": 0.2, "version": 100}
 
+    def lesion():
+        effects = {f"{kind}_effects": torch.rand(2, 3, generator=generator) for kind in ("mean", "zero")}
+        return {field: 0.75 for field in LESION_FIELDS} | effects | {"classes": torch.arange(3), "version": 100}
+
     return {
         "hyper_parameters": dict(spec),
         **{name: 0.5 for name in BASIC_METRICS},
+        "lesions": {method: [lesion() for _ in range(layers)] for method in METHODS},
         "modules": {method: [module() for _ in range(layers)] for method in METHODS},
         "align": {name: [pair() for _ in range(layers)] for name in PAIRS},
     }

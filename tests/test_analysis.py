@@ -350,7 +350,8 @@ def test_the_command_line_prints_and_draws_one_checkpoint(logs):
     path = logs / grids.uid(**SPEC) / "weights" / "last.ckpt"
     done = run(made_up.REPOSITORY / "analysis.py", path, "--plot", cwd=logs)
     assert done.returncode == 0, done.stderr
-    assert "forward_cov" in done.stdout and len(list((logs / "figures").iterdir())) == 2
+    assert "forward_cov" in done.stdout and len(list((logs / "figures").iterdir())) == 4
+    assert "bits z" in done.stdout and "0.750" in done.stdout
 
 
 def test_the_command_line_fails_in_one_line(tmp_path):
@@ -412,7 +413,8 @@ def test_the_layers_are_those_that_were_evaluated(demo):
 def test_methods_that_were_not_evaluated_have_no_rows_and_one_line(demo, capsys):
     for spec in grids.specs("demo", "l2"):
         content = made_up.evaluated(spec)
-        del content["modules"]["backward_hess"], content["modules"]["forward_cov_norm"]
+        for method in ("backward_hess", "forward_cov_norm"):
+            del content["modules"][method], content["lesions"][method]
         write(demo / "logs-demo-l2", spec, content, "weights/best.ckpt")
     found = experiments.load_experiment("demo", demo)
     assert len(found.models) == 20 and len(found.modules) == 14 * 16 + 6 * 12

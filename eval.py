@@ -197,15 +197,10 @@ def parser() -> cli.Parser:
     p.add_argument(
         "--lesion-images",
         type=positive,
-        help="of each class, from the test split (default: 200, with convolutions 50)",
+        help="of each class, from the test split (default: 200, with convolutions 20)",
     )
     p.add_argument(
         "--lesion-draws", type=number, help="shuffled clusterings in the null (default: 100, with convolutions 10)"
-    )
-    p.add_argument(
-        "--lesion-null-images",
-        type=positive,
-        help="of each class that the null rests on (default: all, with convolutions 10)",
     )
     p.add_argument("--seed", type=number, default=0, help="of everything random in the evaluation")
     p.add_argument("--no-progress", dest="progress", action="store_false")

@@ -33,7 +33,7 @@ from numerics.nulls import significance
 from numerics.seeds import checked_seed
 from numerics.settings import careful_arithmetic, keep_freed_memory
 
-LESIONS_VERSION = 100
+LESIONS_VERSION = 101
 KINDS = ("mean", "zero")
 STATISTICS = ("specialization", "importance")
 DEFAULT_DRAWS = 100
@@ -268,7 +268,6 @@ def find_lesions(
     layer: int | str,
     draws: int = DEFAULT_DRAWS,
     seed: int | None = 0,
-    null_images: int | None = None,
     **options,
 ) -> dict[str, dict]:
     """Everything that a checkpoint keeps about lesions of the clusters of one layer, for several clusterings of it.
@@ -280,8 +279,6 @@ def find_lesions(
         clusterings: {name: clusters (n, C), rows one-hot, or zero for dead units, which are in no lesion}.
         draws: shuffled clusterings for each null; those of all names cut the same random orders of the units.
         seed: the same seed, the same draws; None for different ones each time.
-        null_images: compare with the null on the first so many images of each class only, the clustering itself like
-            its draws; None for all images. For networks in which a lesion takes long.
         options: further arguments of `lesion_effects`.
 
     Returns:
@@ -298,39 +295,32 @@ def find_lesions(
         raise ValueError(f"clusterings of one layer are needed, not of {[len(c) for c in found.values()]} units")
     seed, groups = checked_seed(seed), _Groups()
     own = {name: groups.add(clusters[None])[0] for name, clusters in found.items()}
-    real = len(groups.numbers)
     drawn = {name: groups.add(shuffled_clusterings(clusters, draws, seed)) for name, clusters in found.items()}
     matrix = groups.matrix(len(next(iter(found.values()))))
     classes, counts = labels.cpu().unique(return_counts=True)
-    if null_images is None or null_images >= counts.max():
-        on_few = on_all = lesion_effects(model, images, labels, matrix, layer=layer, **options)
-    else:
-        on_all = lesion_effects(model, images, labels, matrix[:, :real], layer=layer, **options)
-        first, n = first_of_each_class(labels, null_images), len(labels)
-        some = nested.mapped(lambda tensor: tensor[first] if tensor.ndim and len(tensor) == n else tensor, images)
-        on_few = lesion_effects(model, some, labels[first], matrix, layer=layer, **options)
+    all_effects = lesion_effects(model, images, labels, matrix, layer=layer, **options)
     common = {"classes": classes, "images_per_class": counts, "draws": draws, "version": LESIONS_VERSION}
     results = {}
     for name, clusters in found.items():
         results[name] = dict(common)
         for kind in KINDS:
-            effects, again, null = on_all[kind][own[name]], on_few[kind][own[name]], on_few[kind][drawn[name]]
+            effects, null = all_effects[kind][own[name]], all_effects[kind][drawn[name]]
             results[name][f"{kind}_effects"] = effects.float()
-            results[name] |= _statistics(kind, effects, again, null, clusters.sum(0))
+            results[name] |= _statistics(kind, effects, null, clusters.sum(0))
     return results
 
 
-def _statistics(kind, effects, again, null, sizes):
-    """Specialization and importance of the effects (C, K), and where they lie, on the null's images, in the null."""
+def _statistics(kind, effects, null, sizes):
+    """Specialization and importance of the effects (C, K), and where they lie among those of the draws (D, C, K)."""
     in_draws = sizes.sort(descending=True).values
     values = {
-        "specialization": [specialization(E) for E in (effects, again, null)],
-        "importance": [importance(effects, sizes), importance(again, sizes), importance(null, in_draws)],
+        "specialization": (specialization(effects), specialization(null)),
+        "importance": (importance(effects, sizes), importance(null, in_draws)),
     }
     result = {}
-    for statistic, (value, compared, of_draws) in values.items():
+    for statistic, (value, of_draws) in values.items():
         result[f"{kind}_{statistic}"] = value.item()
-        against = significance(compared.item(), of_draws[~of_draws.isnan()].tolist())
+        against = significance(value.item(), of_draws[~of_draws.isnan()].tolist())
         result |= {f"{kind}_{statistic}_{field}": number for field, number in against.items()}
     return result
 

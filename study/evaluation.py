@@ -36,15 +36,14 @@ COMBINED = "_combined"
 
 
 class LesionSize(NamedTuple):
-    """Test images of each class, the draws of the null, and the images of each class that the null rests on."""
+    """Test images of each class, and draws of the null."""
 
     images: int
     draws: int
-    null_images: int | None = None  # all
 
 
 DENSE_LESIONS = LesionSize(images=200, draws=100)
-CONVOLUTIONAL_LESIONS = LesionSize(images=50, draws=10, null_images=10)  # all behind the layer runs for each lesion
+CONVOLUTIONAL_LESIONS = LesionSize(images=20, draws=10)  # all behind the layer runs for each lesion
 
 
 Step = tuple[
@@ -324,7 +323,7 @@ def lesion_options(stored: dict, args: argparse.Namespace, method: str) -> list[
     """What the lesions of each layer are made with: the options of `find_lesions`, and the images of each class."""
     convolutional = any(weight.ndim == 4 for weight in stored.get("state_dict", {}).values())
     size = CONVOLUTIONAL_LESIONS if convolutional else DENSE_LESIONS
-    asked = {"images": args.lesion_images, "draws": args.lesion_draws, "null_images": args.lesion_null_images}
+    asked = {"images": args.lesion_images, "draws": args.lesion_draws}
     size = size._asdict() | {name: number for name, number in asked.items() if number is not None}
     layers = range(len(stored.get("modules", {}).get(method, [])))
     return [size | {"seed": stream(args.seed, "lesions", layer)} for layer in layers]
@@ -347,7 +346,7 @@ def add_lesions(stored: dict, args: argparse.Namespace, missing: list[str]) -> N
     for layer, options in enumerate(lesion_options(stored, args, missing[0])):
         images, labels = first_images(test, options["images"])
         clusterings = {method: stored["modules"][method][layer]["clusters"] for method in missing}
-        null = {name: options[name] for name in ("draws", "seed", "null_images")}
+        null = {name: options[name] for name in ("draws", "seed")}
         progress = args.progress and sys.stderr.isatty()
         try:
             lesions = find_lesions(model, images, labels, clusterings, layer=layer, progress=progress, **null)

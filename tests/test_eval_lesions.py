@@ -48,7 +48,7 @@ def test_lesions_are_those_of_the_modules_over_the_first_test_images_of_each_cla
         found = find_lesions(
             network_of(stored), images[first], labels[first], clusterings, layer=layer, draws=3, seed=seed
         )
-        made_with = {"images": 4, "draws": 3, "null_images": None, "seed": seed}
+        made_with = {"images": 4, "draws": 3, "seed": seed}
         for method in METHODS:
             same(stored["lesions"][method][layer], found[method] | made_with)
             assert stored["lesions"][method][layer]["version"] == LESIONS_VERSION
@@ -62,28 +62,28 @@ def test_a_class_with_fewer_images_than_asked_for_gives_all_it_has(path, data):
     assert found["images"] == 200 and found["images_per_class"].tolist() == [9] * CLASSES
 
 
-def test_defaults_are_those_of_the_specification(path, data):
+def test_defaults_are_as_many_as_their_time_allows(path, data):
     args = evaluation.parser().parse_args(["--ckpt-file", str(path)])
     stored = {"modules": {"forward_cov": [{}, {}]}, "state_dict": {"w": torch.zeros(2, 2)}}
-    dense = {"images": 200, "draws": 100, "null_images": None}
+    dense = {"images": 200, "draws": 100}
     assert [o | {"seed": 0} for o in steps.lesion_options(stored, args, "forward_cov")] == [dense | {"seed": 0}] * 2
     stored["state_dict"]["w"] = torch.zeros(2, 2, 3, 3)
     (first, second) = steps.lesion_options(stored, args, "forward_cov")
-    assert (first["images"], first["draws"], first["null_images"]) == (50, 10, 10)
+    assert (first["images"], first["draws"]) == (20, 10)
     assert first["seed"] == steps.stream(0, "lesions", 0) != second["seed"]
 
 
 def test_convolutional_networks_have_lesions_of_their_channels(tmp_path, data):
     args = {"channels": [4] * 4, "input_shape": list(COLOURED), "num_classes": CLASSES}
     path = write_network(tmp_path / "a.ckpt", data, dataset="coloured", model_args=args, train_val_split=0.5)
-    stored = evaluate(path, data, "--modularity-metrics", "forward_cov", "--lesion-null-images", "2")
+    stored = evaluate(path, data, "--modularity-metrics", "forward_cov")
     images, labels = images_of(data, "coloured")["test"]
     for layer in (0, 4):
         clusters = stored["modules"]["forward_cov"][layer]["clusters"]
         effects = lesion_effects(network_of(stored), images, labels, clusters, layer=layer)
         found = stored["lesions"]["forward_cov"][layer]
         assert torch.allclose(found["mean_effects"], effects["mean"].float(), atol=1e-5)
-        assert found["null_images"] == 2 and len(stored["lesions"]["forward_cov"]) == 6
+        assert len(stored["lesions"]["forward_cov"]) == 6
 
 
 # ---- when they are made ---------------------------------------------------------------------------------------------
@@ -127,7 +127,6 @@ def test_some_methods_first_and_all_later_give_what_all_at_once_would(path, tmp_
     [
         (["--lesion-draws", "3"], "draws", 3),
         (["--lesion-images", "2"], "images", 2),
-        (["--lesion-null-images", "2"], "null_images", 2),
         (["--seed", "7"], "seed", steps.stream(7, "lesions", 0)),
     ],
 )
@@ -186,7 +185,7 @@ def test_no_draws_give_no_null(path, data):
     assert math.isfinite(found["mean_importance"]) and math.isnan(found["mean_importance_z"])
 
 
-@pytest.mark.parametrize("words", [["--lesion-draws", "-1"], ["--lesion-images", "0"], ["--lesion-null-images", "x"]])
+@pytest.mark.parametrize("words", [["--lesion-draws", "-1"], ["--lesion-images", "0"]])
 def test_options_without_a_meaning_are_refused(words, capsys):
     with pytest.raises(SystemExit):
         arguments("--ckpt-file", "x", *words)

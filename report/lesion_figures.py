@@ -5,6 +5,7 @@ import numpy as np
 from matplotlib.colors import CenteredNorm
 
 from report import findings, lesion_findings, module_figures
+from report.lesion_findings import KINDS
 from report.style import (
     COLORS,
     PER_ROW,
@@ -24,7 +25,6 @@ from report.style import (
 )
 from report.text import setting
 
-KINDS = {"mean": "lesions to the mean", "zero": "lesions to zero"}
 CHANCE = {"color": "0.2", "linewidth": 0.6, "linestyle": ":", "zorder": 0}
 EFFECTS = (
     "Red: a lesion of the cluster raises the class's loss; blue: it lowers it; each panel to its own largest effect."
@@ -57,21 +57,21 @@ def family_differences(results):
     lesioned(results)
     pairs = {kind: lesion_findings.network_differences(results, kind) for kind in KINDS}
     models, layers = results.models, sorted(results.lesions["layer"].unique())
-    fig, axes, columns = regularizer_panels(pairs["mean"], models, len(KINDS), 1.6 * len(KINDS), sharey=True)
+    fig, axes, columns = regularizer_panels(pairs["mean"], models, len(KINDS), 1.9 * len(KINDS))
     markers = module_figures.layer_markers(len(layers))
     for (kind, table), row in zip(pairs.items(), axes, strict=True):
         for (regularizer, _, _, place), ax in zip(columns, row, strict=True):
             ax.axhline(0, **CHANCE)
             rows = findings.along(table, regularizer)
-            for i, (layer, marker) in enumerate(zip(layers, markers, strict=True)):
-                color = str(0.65 * i / max(len(layers) - 1, 1))
+            for layer, (pale, marker) in zip(layers, markers, strict=True):
+                color = str(pale)
                 style = {"color": color, "marker": marker, "label": f"layer {layer}"}
                 curve(ax, place, rows[rows["layer"] == layer], "difference", **style)
                 null = findings.untrained(table)
                 untrained_band(ax, null.loc[null["layer"] == layer, "difference"], color, sigmas=(1,))
         row[0].set_ylabel(f"upstream − downstream\nz, {KINDS[kind]}")
+        module_figures.crop(row[0], findings.usable(table, models), "difference", ["layer"])
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    module_figures.crop(axes[0, 0], findings.usable(pairs["mean"], models), "difference", ["layer"])
     caption(fig, pairs["mean"], band="Shaded: mean ± σ")
     return fig
 

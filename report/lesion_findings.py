@@ -10,11 +10,12 @@ import pandas as pd
 
 from associations import DOWNSTREAM, PAPER_METHODS, UPSTREAM
 from report import findings
-from report.agreement import with_group
+from report.agreement import CERTAIN, with_group
 from report.experiments import GRID_POINT, NETWORK, Results
 from report.findings import named, present_regularizers, trained, untrained, usable
 from report.intervals import combination, mean_and_interval
 
+KINDS = {"mean": "lesions to the mean", "zero": "lesions to zero"}
 FAMILIES = {"upstream": UPSTREAM, "downstream": DOWNSTREAM}
 
 
@@ -126,8 +127,14 @@ def agreement_correlations(results: Results, kind="mean") -> pd.DataFrame:
     z, keys = z_of(kind), [*NETWORK, "layer"]
     align = with_group(usable(results.align, results.models))
     align = align[align["group"] == "across"]
-    beyond = (align["element_sim"] - align["element_sim_expected"]) / (1 - align["element_sim_expected"])
-    agreed = align.assign(agreement=beyond).groupby(keys, observed=True)["agreement"].mean().reset_index()
+    expected = align["element_sim_expected"]
+    beyond = (align["element_sim"] - expected) / (1 - expected)
+    agreed = (
+        align.assign(agreement=beyond.where(expected < CERTAIN))
+        .groupby(keys, observed=True)["agreement"]
+        .mean()
+        .reset_index()
+    )
     lesions = usable(results.lesions, results.models)
     found = []
     for family, names in (FAMILIES | {"both": PAPER_METHODS}).items():

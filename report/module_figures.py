@@ -98,11 +98,13 @@ def modules_by_layer(results, regularizer, value="score", authors=None):
 
 
 def crop(ax, table, value, by):
-    """Ends the y axis at 1.5 times the highest mean in a table: the z of a failed network may be in the hundreds."""
-    means = means_by(table.dropna(subset=value), [*GRID_POINT, *by], value)
-    highest = means["mean"].max()
-    if highest > 0:
-        ax.set_ylim(top=min(ax.get_ylim()[1], 1.5 * highest))
+    """Ends the y axis half the range of the means in a table and 0 beyond it, on either side: the z of a failed network
+    may be in the hundreds, and the interval of two networks anywhere."""
+    means = means_by(table.dropna(subset=value), [*GRID_POINT, *by], value)["mean"]
+    low, high = min(means.min(), 0), max(means.max(), 0)
+    if high > low:
+        bottom, top = ax.get_ylim()
+        ax.set_ylim(max(bottom, 1.5 * low - 0.5 * high), min(top, 1.5 * high - 0.5 * low))
 
 
 def authors_values(authors, results, method, layer, value):

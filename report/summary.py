@@ -1,7 +1,7 @@
 """An experiment's findings as text.
 
 python -m report.summary EXPERIMENT            five lines
-python -m report.summary EXPERIMENT --tables   also Q and its z at each strength and both findings, as Markdown
+python -m report.summary EXPERIMENT --tables   also the findings in words, and their tables, as Markdown
 python -m report.summary EXPERIMENT --save     also writes the experiment's tables to results/, from which the
                                                notebook opens where the checkpoints are not at hand
 """
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from associations import DOWNSTREAM, PAPER_METHODS
-from report import experiments, findings
+from report import experiments, findings, lesion_text
 from report.agreement import GROUPS, RAW_METHODS, agreeing_across, agreement, agreement_by_point
 from report.intervals import mean_and_interval
 from report.text import markdown, number, setting, with_interval
@@ -28,14 +28,14 @@ def main(args):
     found = experiments.open_results(args.experiment)
     print(*summary(args.experiment, found), sep="\n")
     if args.tables:
-        print("", *training(found), *(f"\n{table}" for table in tables(found)), sep="\n")
+        print("", *verdicts(found), *training(found), *(f"\n{table}" for table in tables(found)), sep="\n")
     if args.save:
         experiments.save_results(found, args.folder, args.experiment)
         print(f"\nSaved to {args.folder}/{args.experiment}-*.parquet")
 
 
 def tables(found):
-    """All tables of both findings, in Markdown."""
+    """All tables of the findings, in Markdown; those of lesions where modules were lesioned."""
     yield curves_table(found)
     yield curves_table(found, "rotation_z", "{:.1f}")
     yield effects_table(found, per_layer=False)
@@ -44,6 +44,7 @@ def tables(found):
     if has_silent(found):
         yield silent_table(found)
     yield agreement_table(found)
+    yield from lesion_text.tables(found)
 
 
 def summary(name, found):
@@ -116,6 +117,7 @@ def verdicts(found):
         layers = [f"{with_interval(row, 'change', '+.3f')} in layer {row['layer']}" for _, row in rows.iterrows()]
         yield f"{regularizer}, {method}: layers change in opposite directions, {' and '.join(layers)}."
     yield from exceptions(found, agreement(found).set_index(["condition", "group"]))
+    yield from lesion_text.verdicts(found)
 
 
 def headlines(found):
@@ -270,7 +272,7 @@ def agreement_table(found):
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument("experiment", help=", ".join(grids.EXPERIMENTS))
-    parser.add_argument("--tables", action="store_true", help="print Q at each strength and both findings")
+    parser.add_argument("--tables", action="store_true", help="print the findings and their tables")
     parser.add_argument("--save", action="store_true", help="write the experiment's tables")
     parser.add_argument("--folder", type=Path, default=Path("results"), help="where to write them (default: results)")
     with one_line_errors("summary.py"):

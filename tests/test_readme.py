@@ -23,7 +23,7 @@ COMMANDS = [
 def checkout(tmp_path_factory):
     """A copy of the project in which commands may write."""
     folder = tmp_path_factory.mktemp("checkout")
-    ignored = shutil.ignore_patterns(".*", "logs*", "data", "figures", "tests", "results", "__pycache__")
+    ignored = shutil.ignore_patterns(".*", "logs*", "data", "figures", "tests", "results")
     shutil.copytree(ROOT, folder, ignore=ignored, dirs_exist_ok=True)
     (folder / "logs-mnist-base-l2" / "mnist_sup_l2=0.00001" / "weights").mkdir(parents=True)
     return folder
@@ -41,6 +41,10 @@ def test_command_runs(command, checkout):
         command += " --list"  # the whole study takes hours
     elif "make " in command:
         command = command.replace("make", "make --dry-run")
+    elif command.startswith("python train.py"):
+        command += " --max-epochs 1"
+    elif command.startswith("python eval.py"):
+        command += " --null-draws 1 --lesion-draws 1"
     result = run(command, checkout)
     assert result.returncode == 0, result.stderr
     assert result.stdout

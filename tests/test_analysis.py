@@ -306,6 +306,7 @@ def test_saved_tables_say_the_same_as_the_checkpoints(demo, tmp_path):
     saved = experiments.open_results("demo", logs=tmp_path / "nowhere", folder=tmp_path / "results")
     for a, b in zip(found[:3], saved[:3], strict=True):
         pd.testing.assert_frame_equal(a, b)
+    assert len(found.examples) > 0
     for a, b in zip(found.examples.itertuples(), saved.examples.itertuples(), strict=True):
         assert (a.assoc, a.layer, a.score) == (b.assoc, b.layer, b.score)
         np.testing.assert_array_equal(a.clusters, b.clusters)
@@ -542,6 +543,16 @@ def test_a_reader_that_stops_early_is_no_error(logs):
     command = f"{sys.executable} {made_up.REPOSITORY / 'analysis.py'} {' '.join([str(path)] * 40)} | head -n 1"
     done = subprocess.run(command, shell=True, cwd=logs, capture_output=True, text=True)
     assert done.stdout == f"{path}\n" and done.stderr == ""
+
+
+def test_a_reader_that_is_gone_is_no_error_though_all_fits_into_the_buffer():
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from study import cli\nwith cli.one_line_errors('a.py'):\n    print('a')"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=made_up.REPOSITORY, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_loading_tables_does_not_import_matplotlib():

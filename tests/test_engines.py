@@ -28,6 +28,9 @@ elif what == "sleep":
 elif what == "exit":
     print("the reason", rest[0])
     sys.exit(int(rest[0]))
+elif what == "count":  # fails, but for the last of so many times
+    open("tries", "a").write("x")
+    sys.exit(os.path.getsize("tries") < int(rest[0]))
 elif what == "die":
     os.kill(os.getpid(), 9)
 elif what == "orphan":
@@ -87,6 +90,38 @@ def test_success_leaves_no_output_behind(place, engine):
     result = run_lines(["show 1", "exit 0"], ENGINE=engine)
     assert result.returncode == 0 and "[2/2, 0 min 0 s left]" in result.stdout
     assert not (place / "logs" / "jobs").exists()
+
+
+STAND_IN = """
+import subprocess, sys
+words = sys.argv[1:]
+command = " ".join(words[words.index("bash") :]).replace("{%}", "1")
+for line in sys.stdin:
+    tries = int(words[words.index("--retries") + 1])
+    while tries and subprocess.call(command.replace("{}", line.strip()), shell=True):
+        tries -= 1
+"""
+
+
+@pytest.mark.parametrize(("retries", "tries"), [("", 2), ("1", 1), ("3", 3)])
+@pytest.mark.parametrize("parallel", ["stand-in", *ENGINES[1:]])
+def test_parallel_tries_a_line_that_fails_again(place, parallel, retries, tries):
+    """By default twice; GNU parallel's own count is seen where it is installed, what is asked of it everywhere."""
+    if parallel == "stand-in":
+        (place / "stand_in.py").write_text(STAND_IN)
+        program(place, "parallel", f'exec "{sys.executable}" stand_in.py "$@"')
+    result = run_lines(["count 9"], ENGINE="parallel", RETRIES=retries)
+    assert result.returncode != 0 and "1 of 1 jobs failed" in result.stdout
+    assert (place / "tries").read_text() == "x" * tries
+    (place / "tries").unlink()
+    result = run_lines([f"count {tries}"], ENGINE="parallel", RETRIES=retries)
+    assert result.returncode == 0, result.stdout
+    assert (place / "tries").read_text() == "x" * tries
+
+
+def test_the_local_engine_tries_a_line_once(place):
+    assert run_lines(["count 9"], RETRIES="3").returncode != 0
+    assert (place / "tries").read_text() == "x"
 
 
 def test_an_empty_list_is_no_failure(place):

@@ -133,23 +133,25 @@ def headlines(found):
 
 
 def effect_verdict(rows):
-    """What a regularizer does to Q, from its rows of `findings.regularizer_effects`, a method each."""
+    """What a regularizer does to Q, from its rows of `findings.regularizer_effects`, a method each.
+
+    Q rises or falls for a method where the 95% interval of its change is clear of zero.
+    """
     clear = rows["change_p"] < SIGNIFICANT / len(rows)
     up, down = rows["change_low"] > 0, rows["change_high"] < 0
     largest = rows.loc[rows["change"].abs().idxmax()]
     return (
         f"{largest['regularizer']}, {rows['n'].max()} networks from {number(rows['at_weakest'].min())} to "
-        f"{number(rows['at'].max())}: Q rises for {up.sum()} of {len(rows)} methods and falls for {down.sum()} (95% "
-        f"interval of the change clear of zero; {(up & clear).sum()} and {(down & clear).sum()} after Bonferroni's "
-        f"correction for {len(rows)} methods); median change {rows['change'].median():+.3f}, largest "
-        f"{largest['change']:+.3f} ({largest['assoc']})."
+        f"{number(rows['at'].max())}: Q rises for {up.sum()} of {len(rows)} methods and falls for {down.sum()} "
+        f"({(up & clear).sum()} and {(down & clear).sum()} after Bonferroni's correction); median change "
+        f"{rows['change'].median():+.3f}, largest {largest['change']:+.3f} ({largest['assoc']})."
     )
 
 
 def agreement_verdict(condition, rows):
     """How the methods agree in untrained or in trained networks, from those rows of `agreement`, a group each."""
     texts = [
-        f"{with_interval(row, 'element_sim', '.2f')} {group} ({row['expected']:.2f} by chance"
+        f"{with_interval(row, 'element_sim', '.2f')} {group} (chance {row['expected']:.2f}"
         + (
             f"; {row['lowest']:.2f} at {row['lowest_at']} to {row['highest']:.2f} at {row['highest_at']})"
             if row["points"] > 1
@@ -161,9 +163,8 @@ def agreement_verdict(condition, rows):
     points = "1 grid point" if rows["points"].max() == 1 else f"{rows['points'].max()} grid points"
     across = f"{rows.loc['across', 'significant']:.0%}" if "across" in rows.index else "none"
     return (
-        f"Agreement in {condition} networks, n = {rows['n'].max()} at {points} "
-        f"(element-centric similarity): {', '.join(texts)}; {across} of the pairs across agree more than shuffled ones "
-        "(p < 0.05)."
+        f"Agreement in {condition} networks, n = {rows['n'].max()} at {points}: {', '.join(texts)}; "
+        f"{across} of the pairs across agree more than shuffled ones (p < 0.05)."
     )
 
 

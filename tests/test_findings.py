@@ -537,8 +537,8 @@ def test_verdicts_count_the_methods_whose_interval_is_clear_of_zero(distinct):
     clear = [sum(t.pvalue < 0.05 / 8 and sign * t.statistic > 0 for t in tests.values()) for sign in (1, -1)]
     (line,) = [line for line in summary.verdicts(found) if line.startswith("drop, ") and "Q rises" in line]
     assert line == (
-        f"drop, 21 networks from 0 to 0.6: Q rises for {up} of 8 methods and falls for {down} (95% interval of the "
-        f"change clear of zero; {clear[0]} and {clear[1]} after Bonferroni's correction for 8 methods); median change "
+        f"drop, 21 networks from 0 to 0.6: Q rises for {up} of 8 methods and falls for {down} "
+        f"({clear[0]} and {clear[1]} after Bonferroni's correction); median change "
         f"{effects['change'].median():+.3f}, largest {effects['change'].min():+.3f} (backward_jac)."
     )
 

@@ -181,10 +181,12 @@ def exceptions(found, table):
 
 
 def accuracy(found, dropout):
-    """Mean test accuracy at one value of dropout, with its interval and n."""
+    """Mean test accuracy at one value of dropout, with its interval, cut to [0, 1], and n."""
     models = findings.along(found.models, "drop")
     row = mean_and_interval(models.loc[np.isclose(models["strength"], dropout), "test_acc"])
     row = row.rename({"mean": "test_acc", "low": "test_acc_low", "high": "test_acc_high"})
+    ends = ["test_acc_low", "test_acc_high"]
+    row[ends] = row[ends].clip(0, 1)
     return f"{with_interval(row, 'test_acc')} (n = {row['n']:.0f})"
 
 

@@ -588,6 +588,12 @@ def test_single_runs_have_effects_without_intervals():
     assert summary.accuracy(single, 0.0) == "0.980 (n = 1)"
 
 
+def test_intervals_of_accuracy_end_at_one():
+    few = made_up.results(runs=3)
+    few.models.loc[np.isclose(few.models["drop"], 0.6), "test_acc"] = [1.0, 0.99, 0.8]
+    assert summary.accuracy(few, 0.6) == "0.930 [0.650, 1.000] (n = 3)"
+
+
 def test_an_experiment_in_which_no_network_learnt_has_a_summary_without_effects():
     failed = made_up.results("demo")
     failed.models.loc[failed.models["part"] != "dummy", "test_acc"] = 0.5

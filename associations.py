@@ -13,6 +13,7 @@ import itertools
 import operator
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -134,6 +135,12 @@ def associations(
     150,000 to 1,500,000 images × directions in a small vision transformer (measured, see HESS_DIRECTIONS).
     `backward_hess_norm` has a meaning only where the Hessian's diagonal is positive, as it need not be in smooth ones.
 
+    Derivatives are autograd's: where a network detaches one of several ways, or gives an operation a gradient of its
+    own (straight-through estimators, reversed gradients, hooks on tensors), so does this. Layers without any way to the
+    logits, or from the input, that nevertheless depend on each other are refused; but layers made under `no_grad`, as
+    in frozen backbones, have a `forward_jac` of zero, as layers have that are the same for all inputs. Second
+    derivatives are compared with finite differences where operations are not torch's own.
+
     Args:
         model: in evaluation mode; returns (hidden, logits), or logits alone if `layers` is given: a tensor, an object
             with `.logits` or a dict with "logits".
@@ -158,15 +165,26 @@ def associations(
         seed: of all random directions; the same seed gives the same matrices.
         progress: show a progress bar.
 
-    Raises: ValueError for a network in training mode, one that is random or whose examples influence each other,
-        unknown methods or layers, no data, combined matrices of layers with locations, combined Hessians of smooth
-        networks, inputs, labels and losses that do not fit.
+    Raises: ValueError for a network in training mode, one that is random or whose examples influence each other, is
+        scripted or without values; for ways cut off by detach, no_grad, numpy or checkpoint(use_reentrant=True);
+        operations without derivatives (quantized modules), or with derivatives that cannot be relied on; layers whose
+        units cannot be told, that have backward hooks, run inside vmap, or several times where no call is named; unknown
+        methods or layers, no data, combined matrices of layers with locations, combined Hessians of smooth networks;
+        inputs, labels and losses that do not fit, and cross-entropy of probabilities. A warning tells of NaN and
+        infinite numbers, in images and in matrices.
     """
     methods, layers = _names(methods), _names(layers)
     bases = _base_methods(methods)
     directions = [_even(number) for number in (jac_directions, output_directions, hess_directions)]
     seed = checked_seed(seed)
+    for name, given in (("outputs", outputs), ("loss", loss)):
+        if given is not None and not callable(given):
+            raise ValueError(f"{name}= must be a function, not {given!r:.80}")
+    if inputs is not None and not isinstance(inputs, str):
+        raise ValueError(f"inputs= must be the name of a module, not {inputs!r:.80}")
     check_network(model)
+    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+        raise ValueError(f"batches are an iterable of pairs (x, y), not {batches!r:.80}")
     with (
         twice_differentiable(),
         recorded(model, layers, outputs, inputs) as run,
@@ -187,7 +205,7 @@ def _names(names):
     """Names as a list: one given by itself, or any iterable of them; None stays None."""
     if names is None:
         return None
-    names = [names] if isinstance(names, str) else list(names)
+    names = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
     if any(not isinstance(name, str) for name in names):
         raise ValueError(f"methods and layers are given by name, not as {names!r:.80}")
     twice = [name for name, count in Counter(names).items() if count > 1]

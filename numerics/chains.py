@@ -20,12 +20,15 @@ def run_chain(model, run, x):
     Returns: hidden, logits, and [W₁, …, W_L, W_out], each (out, in), or None where the network is anything else.
     """
     linears = [module for module in model.modules() if type(module) is nn.Linear and _is_untouched(module)]
-    if not linears or any(module.weight.dtype != x.dtype or x.element_size() < 4 for module in linears):
+    if not linears or x.ndim < 2 or any(module.weight.dtype != x.dtype or x.element_size() < 4 for module in linears):
         return *run(x), None
     calls = []
-    handles = [
-        module.register_forward_hook(lambda m, inputs, output: calls.append((m, *inputs, output))) for module in linears
-    ]
+
+    def note(module, inputs, output):
+        inside = torch._C._functorch.maybe_current_level() is not None  # vmap, whose tensors must not leave it
+        calls.append(() if inside else (module, *inputs, output))
+
+    handles = [module.register_forward_hook(note) for module in linears]
     try:
         hidden, logits = run(x)
     finally:
@@ -57,14 +60,17 @@ def _has_gradients_of_chain(weights, x, hidden, logits):
     """Whether autograd's gradients of Σ_l ⟨u_l, h_l⟩ + ⟨r, y⟩ by x and all layers, u and r random, are the chain's."""
     generator = torch.Generator(x.device).manual_seed(0)
     tops = [*hidden, logits]
-    if not all(tensor.requires_grad and tensor.dtype == x.dtype for tensor in (x, *tops)):
+    if not all(tensor.requires_grad and tensor.dtype == x.dtype and tensor.numel() for tensor in (x, *tops)):
         return False
     u = [torch.randn(top.shape, generator=generator, dtype=top.dtype, device=top.device) for top in tops]
-    found = grad(tops, [x, *hidden], u, retain_graph=True, allow_unused=True)
+    try:
+        found = grad(tops, [x, *hidden], u, retain_graph=True, allow_unused=True)
+    except RuntimeError:
+        return False
     gradient = u[-1] @ weights[-1]
     for layer in range(len(hidden) - 1, -1, -1):
         gradient = gradient + u[layer]
-        if not _close(found[layer + 1], gradient):
+        if not agree(found[layer + 1], gradient):
             return False
         gradient = gradient * active(hidden[layer])
         if layer:
@@ -72,11 +78,11 @@ def _has_gradients_of_chain(weights, x, hidden, logits):
     if found[0] is None:
         return False
     line = torch.randn(weights[0].shape[1], generator=generator, dtype=x.dtype, device=x.device)
-    return _close(found[0].flatten(1) @ line, gradient @ (weights[0] @ line))  # in one random direction: x is large
+    return agree(found[0].flatten(1) @ line, gradient @ (weights[0] @ line))  # in one random direction: x is large
 
 
-def _close(a, b):
-    """Whether two arrays agree to half of their digits."""
+def agree(a, b):
+    """Whether two arrays of one shape agree to half of their digits."""
     if a is None:
         return False
     return bool((a - b).nan_to_num().abs().max() <= torch.finfo(b.dtype).eps ** 0.5 * b.nan_to_num().abs().max())

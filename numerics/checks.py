@@ -1,5 +1,7 @@
 """What must hold of networks and batches for association matrices to be what they claim; refusals in a sentence."""
 
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.autograd import grad
@@ -21,6 +23,8 @@ def check_network(model):
                 "seen: give the module that it was made from"
             )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise ValueError(f"{name} has no values before the network has run once: run it on a batch first")
         if tensor.is_meta:
             raise ValueError(f"{name} is on the device 'meta' and has no values: load the network's weights first")
         if tensor.is_inference():
@@ -44,10 +48,12 @@ def checked_batch(batch):
     if not found:
         raise ValueError(f"inputs must be tensors, not {_kind(x)}: torch.as_tensor makes them from arrays and lists")
     for tensor in found:
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta or tensor.is_complex():
             raise ValueError(f"inputs must be dense real tensors with values, not {_kind(tensor)}")
         if tensor.dtype == torch.uint8:
             raise ValueError("inputs of type uint8: networks take floats, x.float() / 255, or token numbers, x.long()")
+    if isinstance(y, torch.Tensor) and not y.ndim:
+        raise ValueError("labels are a single number: give batches of examples (B, …) and labels (B,), as a DataLoader")
     return nested.mapped(_ordinary, x), nested.mapped(_ordinary, y)
 
 
@@ -57,7 +63,8 @@ def _ordinary(tensor):
 
 def _kind(thing):
     if isinstance(thing, torch.Tensor):
-        return f"a {str(thing.layout).removeprefix('torch.')} tensor {tuple(thing.shape)} of {thing.dtype}"
+        form = "nested" if thing.is_nested else str(thing.layout).removeprefix("torch.")
+        return f"a {form} tensor of {thing.dtype}" + (f", {tuple(thing.shape)}" if not thing.is_nested else "")
     return f"a {type(thing).__module__}.{type(thing).__name__}".replace("a builtins.", "a ")
 
 
@@ -65,15 +72,20 @@ def check_examples(run, batch, layouts):
     """Raises ValueError for networks that draw random numbers, or whose examples influence each other.
 
     The first images run twice, the second time in the company of other images. Both batches have the same shape, so
-    that all rounding is alike, and every difference counts, in half precision too.
+    that all rounding is alike, and every difference counts, in half precision too. Dropout of few units may show in no
+    difference: torch's own random numbers are watched, too.
     """
     n = nested.size(batch)
     few = max(1, min(CHECKED, n // 2))
     first = nested.part(batch, 0, 2 * few)
     again = nested.mapped(lambda tensor: _first_repeated(tensor, few, nested.size(first)), first)
-    with torch.no_grad():
-        hidden, logits = run(first)
-        hidden_again, logits_again = run(again)
+    before = _random_states(first)
+    hidden, logits = run(first)
+    hidden_again, logits_again = run(again)
+    if not all(map(torch.equal, before, _random_states(first))):
+        raise ValueError(
+            "the network is random, or its examples influence each other, in evaluation mode: it draws random numbers"
+        )
     pairs = [(logits, logits_again, 0)]
     pairs += [(*both, layout.examples) for *both, layout in zip(hidden, hidden_again, layouts, strict=True)]
     for a, b, examples in pairs:
@@ -85,6 +97,12 @@ def check_examples(run, batch, layouts):
             )
 
 
+def _random_states(batch):
+    """The states of torch's random numbers, on the CPU and on the batch's GPUs."""
+    gpus = {tensor.device for tensor in nested.tensors(batch) if tensor.is_cuda}
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, sorted(gpus, key=str))]
+
+
 def _first_repeated(tensor, few, n):
     """Copies of the first example in place of all after the first few; of tensors without examples, the same."""
     if not tensor.ndim or len(tensor) != n or n == 1:
@@ -92,6 +110,26 @@ def _first_repeated(tensor, few, n):
     repeated = tensor.detach().clone()  # of the same layout in memory
     repeated[few:] = tensor[:1]
     return repeated
+
+
+@contextmanager
+def differentiable():
+    """Context manager in which torch's refusals to differentiate are ValueErrors, in a sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(f"the network cannot be differentiated: {str(error).splitlines()[0]}") from error
+
+
+def check_derivatives(methods, ways):
+    """Raises ValueError where an operation has no derivative, which torch would take for zero."""
+    if ways.without:
+        raise ValueError(
+            f"an operation of the network has no derivative, as those of quantized modules: leave out {methods}, or "
+            "give the network that it was made from"
+        )
 
 
 def check_connected(run, batch, reached):
@@ -111,7 +149,8 @@ def check_connected(run, batch, reached):
         if run.has_effect(layer, batch):
             raise ValueError(
                 f"{run.name(layer)} has an effect on the logits, but autograd sees none: something after it is cut off "
-                "by detach, no_grad or numpy; mend that, or leave out the layer or the backward methods"
+                "by detach, no_grad, numpy or checkpoint(use_reentrant=True); mend that, or leave out the layer or the "
+                "backward methods"
             )
 
 

@@ -27,23 +27,24 @@ class Paths(NamedTuple):
         reached: for every layer, whether there is one.
         custom: names of operations on them whose derivatives are not torch's own.
         linear: whether all operations are known to be piecewise linear, so that second derivatives are zero.
+        without: whether some operation on them has no derivative at all, as those of quantized modules.
     """
 
     reached: list
     custom: set
     linear: bool
+    without: bool
 
 
-def paths(hidden, logits):
-    """The Paths from the hidden layers to the logits; a few microseconds an operation."""
+def paths(hidden, results):
+    """The Paths from the hidden layers to the results, tensors; a few microseconds an operation."""
     sources = {}
     for layer, h in enumerate(hidden):
         if h.requires_grad:
             edge = get_gradient_edge(h)
             sources.setdefault((edge.node, edge.output_nr), []).append(layer)
-    if not logits.requires_grad:
-        return Paths([False] * len(hidden), set(), True)
-    top, reached, after = get_gradient_edge(logits), set(), {}  # after: does this operation depend on a layer?
+    tops = [get_gradient_edge(result) for result in results if result.requires_grad]
+    reached, after = set(), {}  # after: does this operation depend on a layer?
 
     def depends(node, output):
         if (node, output) in sources:
@@ -51,7 +52,7 @@ def paths(hidden, logits):
             return True
         return after[node]
 
-    stack = [top.node]
+    stack = [top.node for top in tops]
     while stack:
         node = stack[-1]
         below = [(next_node, output) for next_node, output in node.next_functions if next_node is not None]
@@ -60,13 +61,15 @@ def paths(hidden, logits):
             stack += waiting
         else:
             after[stack.pop()] = any([depends(*edge) for edge in below])
-    depends(top.node, top.output_nr)
+    for top in tops:
+        depends(top.node, top.output_nr)
 
-    custom, linear = set(), True
+    custom, without, linear = set(), False, True
     for node, on_the_way in after.items():
         if not on_the_way:
             continue
         name = node.name()
+        without |= "NotImplemented" in name
         if isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in name:
             if getattr(node, "_forward_cls", None) not in PIECEWISE_LINEAR_FUNCTIONS:
                 custom.add(name.removesuffix("Backward"))
@@ -77,4 +80,4 @@ def paths(hidden, logits):
         varying = sum(edge[0] is not None and depends(*edge) for edge in edges)
         linear &= kind in PIECEWISE_LINEAR or varying == 1
     layers = {layer for source in reached for layer in sources[source]}
-    return Paths([layer in layers for layer in range(len(hidden))], custom, linear and not custom)
+    return Paths([layer in layers for layer in range(len(hidden))], custom, linear and not custom, without)

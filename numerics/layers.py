@@ -26,6 +26,8 @@ class Layers:
         self.run, self.sums = run, {}
         self.dimensions = [h.ndim for h in hidden]
         self.widths = [h.shape[layout.units] for layout, h in zip(self.layouts, hidden, strict=True)]
+        if 0 in self.widths:
+            raise ValueError(f"{run.name(self.widths.index(0))} has no units")
         self.groups = [tuple(range(len(hidden)))] if combined else [(layer,) for layer in range(len(hidden))]
         self.measure(hidden)
 

@@ -5,7 +5,6 @@ from collections import defaultdict
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from numerics import nested
@@ -64,7 +63,7 @@ def find_layouts(recording, batch, hidden, n_few, unit_dim=None):
     Raises: ValueError where a layer's units or examples cannot be told.
     """
     n, unit_dims = nested.size(batch), given_unit_dims(unit_dim, len(hidden))
-    with _conventions_seen(recording.model) as seen, torch.no_grad():
+    with _conventions_seen(recording.model) as seen:
         few, _ = recording(nested.part(batch, 0, n_few))
     found = []
     for layer, (h, h_of_few, units) in enumerate(zip(hidden, few, unit_dims, strict=True)):

@@ -8,6 +8,9 @@ from numerics import nested
 
 STEP = 1 / 3  # finite differences by steps of eps**STEP err by about eps**(2 * STEP)
 KINKED = 0.2  # share of outputs that may sit next to a kink of the loss
+SUM_OF_PROBABILITIES = 1e-3  # by how much it may differ from 1, after some clamping or smoothing
+SIGMOIDS = ("SigmoidBackward", "HardsigmoidBackward", "_HardSigmoidBackward")
+FORMS = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Clone", "Alias", "ToCopy")  # same numbers
 
 
 def cross_entropy(logits, y):
@@ -35,11 +38,24 @@ def check_labels(
     if low < 0 or high >= shape[1]:
         raise ValueError(f"labels from {low} to {high} for {shape[1]} logits: they must be 0 to {shape[1] - 1}")
     total = logits.detach().double().sum(1)
-    if (logits >= 0).all() and ((total - 1).abs() < torch.finfo(logits.dtype).eps ** 0.5).all():
+    tolerance = max(SUM_OF_PROBABILITIES, torch.finfo(logits.dtype).eps ** 0.5)
+    if (logits >= 0).all() and ((total - 1).abs() < tolerance).all():
         raise ValueError(
             "the network returns probabilities, every row sums to one: softmax cross-entropy needs the logits before "
             f"the softmax; let the network return these, {otherwise}"
         )
+    if _is_sigmoid(logits.grad_fn):
+        raise ValueError(
+            "the network returns probabilities, the values of a sigmoid: softmax cross-entropy needs the logits before "
+            f"it; let the network return these, {otherwise}"
+        )
+
+
+def _is_sigmoid(node):
+    """Whether the last operation that autograd recorded, apart from changes of form, is a sigmoid."""
+    while node is not None and node.name().rstrip("0123456789").removesuffix("Backward") in FORMS:
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith(SIGMOIDS)
 
 
 def check_loss(loss, logits, y):

@@ -5,13 +5,15 @@ from torch import nn
 from torch.autograd import grad
 
 from numerics import losses, nested
-from numerics.chains import chain_sums, run_chain
+from numerics.chains import agree, chain_sums, run_chain
 from numerics.checks import (
     CHECKED,
     check_connected,
     check_dependence,
+    check_derivatives,
     check_examples,
     count_not_finite,
+    differentiable,
     second_derivatives_vanish,
 )
 from numerics.derivatives import (
@@ -42,7 +44,7 @@ class Measurement:
         self.unit_dim, self.loss, self.seed = unit_dim, loss, seed
         self.jac_pairs, self.output_pairs, self.hess_pairs = (number // 2 for number in directions)
         self.n, self.layers, self.not_finite = 0, None, 0
-        self.channels_last, self.forward_mode = True, False
+        self.channels_last, self.forward_mode = None, False
 
     def add(self, x, y):
         """Takes in one batch."""
@@ -69,24 +71,35 @@ class Measurement:
             for method, group, matrix in chain_sums(weights, *detached, y, self.layers.groups, self.methods, self.loss):
                 self.layers.add_exact(method, group, matrix)
         else:
-            self._add_general(batch, y, inputs, hidden, logits, cut_off)
+            check_examples(self.run, batch, self.layers.layouts)
+            with differentiable():
+                self._add_general(batch, y, inputs, hidden, logits, cut_off)
 
     def _run(self, x):
-        """The batch as the network took it; hidden, logits; and the weights, if it is a chain.
+        """The batch as the network took it; hidden, logits; and the weights, if it is a chain."""
+        if self.channels_last is None:
+            self.channels_last = self._takes_channels_last(x)
+        batch = self._differentiable(nested.mapped(self._laid_out, x))
+        if self.run.source is None and isinstance(batch, torch.Tensor):
+            return batch, *run_chain(self.model, self.run, batch)
+        return batch, *self.run(batch), None
 
-        Convolutions and Gram matrices per location are fastest with channels innermost. Networks that view their
-        activations as vectors need them outermost, and say so.
+    def _takes_channels_last(self, x):
+        """Whether a few images give the same logits with channels innermost, where convolutions are fastest.
+
+        Networks that view their activations as vectors need them outermost, and say so or take other numbers.
         """
-        while True:
-            batch = self._differentiable(nested.mapped(self._laid_out, x))
+        few, logits = nested.part(x, 0, CHECKED), []
+        if all(tensor.ndim != 4 for tensor in nested.tensors(few)):
+            return False
+        for self.channels_last in (False, True):
             try:
-                if self.run.source is None and isinstance(batch, torch.Tensor):
-                    return batch, *run_chain(self.model, self.run, batch)
-                return batch, *self.run(batch), None
+                logits.append(self.run(self._differentiable(nested.mapped(self._laid_out, few)))[1].detach())
             except RuntimeError as error:
                 if not self.channels_last or "view size is not compatible" not in str(error):
                     raise
-                self.channels_last = False
+                return False
+        return agree(*logits)
 
     def _laid_out(self, x):
         return x.contiguous(
@@ -138,15 +151,16 @@ class Measurement:
     # Any network
 
     def _add_general(self, batch, y, inputs, hidden, logits, cut_off):
-        check_examples(self.run, batch, self.layers.layouts)
         backward = [method for method in self.methods if method.startswith("backward")]
         flat = logits.reshape(len(logits), -1)
         few_outputs = flat.shape[1] <= MAX_EXACT_LOGITS
         if backward:
-            ways = paths(hidden, logits)
+            ways = paths(hidden, [logits])
+            check_derivatives("the backward methods", ways)
             check_connected(self.run, batch, ways.reached)
             hidden = [h if h.requires_grad else h.detach().requires_grad_() for h in hidden]
         if "forward_jac" in self.methods:
+            check_derivatives("forward_jac", paths(inputs, hidden))
             check_dependence(self.run, hidden, self.layers.layouts, cut_off)
         if "backward_hess" in backward:
             linear = self._is_piecewise_linear(batch, hidden, flat, ways)

@@ -75,13 +75,12 @@ class Recording:
 
     def has_effect(self, layer, batch):
         """Whether a named layer has an influence on the logits: whether they change when its output does."""
-        with torch.no_grad():
-            before = self(batch)[1]
-            self.disturbed = self.layers[layer]
-            try:
-                after = self(batch)[1]
-            finally:
-                self.disturbed = None
+        before = self(batch)[1]
+        self.disturbed = self.layers[layer]
+        try:
+            after = self(batch)[1]
+        finally:
+            self.disturbed = None
         return not torch.equal(before.nan_to_num(), after.nan_to_num())
 
     def name(self, layer):

@@ -644,10 +644,21 @@ def test_losses_and_labels_that_do_not_fit_are_refused(loss, y, message, network
         associations(model, [(x, y)], layers=layers, methods=["forward_cov", "backward_jac"])
 
 
+class Clamped(nn.Module):
+    """Probabilities, kept off zero."""
+
+    def forward(self, x):
+        return x.softmax(1).clamp(min=1e-4)
+
+
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        (nn.Softmax(1), "probabilities"),
+        (nn.Softmax(1), "every row sums to one"),
+        (Clamped(), "every row sums to one"),
+        (nn.Sigmoid(), "the values of a sigmoid"),
+        (nn.Hardsigmoid(), "the values of a sigmoid"),
+        (nn.Sequential(nn.Sigmoid(), nn.Unflatten(1, (1, 3)), nn.Flatten()), "the values of a sigmoid"),
         (nn.Sequential(nn.Linear(3, 1)), r"not \(9, 1\)"),
         (nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), r"not \(9,\)"),
         (nn.Unflatten(1, (3, 1)), r"not \(9, 3, 1\)"),
@@ -658,6 +669,13 @@ def test_cross_entropy_of_what_are_no_logits_is_refused(last, message):
     with pytest.raises(ValueError, match=message):
         associations(model, [(torch.randn(9, 4), labels())], layers=["1"])
     associations(model, [(torch.randn(9, 4), labels())], layers=["1"], methods=["backward_jac"])
+
+
+def test_cross_entropy_of_the_values_of_a_sigmoid_can_be_asked_for():
+    model = double(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Sigmoid()))
+    x, y = torch.randn(9, 4, dtype=torch.float64), labels()
+    found = associations(model, [(x, y)], layers=["1"], methods=BACKWARD, loss=cross_entropy)
+    assert agree(found, slow(model[:2], model[2:], x, y), BACKWARD)
 
 
 def test_logits_that_sum_to_one_by_chance_are_no_probabilities():

@@ -413,7 +413,7 @@ def test_the_graph_tells_layers_that_are_reached_and_what_is_piecewise_linear():
         h = net[:2](x)
         a, b = h.chunk(2, 1)
         twice = torch.cat([b, b], 1)
-        assert paths([a, b], net[2](twice)).reached == [False, True]
+        assert paths([a, b], [net[2](twice)]).reached == [False, True]
         for logits, linear in (
             (net[2](h), True),
             (h * x, True),
@@ -425,9 +425,9 @@ def test_the_graph_tells_layers_that_are_reached_and_what_is_piecewise_linear():
             (h.sigmoid(), False),
             (torch.cat([h, 2 * h]).amax(1), False),
         ):
-            assert paths([h], logits).linear == linear
-        assert paths([h], OtherBackward.apply(h)) == ([True], {"OtherBackward"}, False)
-        assert paths([h.clone().detach()], net[2](h)).reached == [False]
+            assert paths([h], [logits]).linear == linear
+        assert paths([h], [OtherBackward.apply(h)]) == ([True], {"OtherBackward"}, False, False)
+        assert paths([h.clone().detach()], [net[2](h)]).reached == [False]
 
 
 # Operations that torch does not differentiate twice ------------------------------------------------------------------
@@ -534,6 +534,35 @@ def test_jacobians_through_other_functions_are_right(function):
     z = (found.signed["forward_jac"][0] - expected) / found.stderr["forward_jac"][0]
     assert z.square().mean().sqrt() < 2
     assert found.stderr["forward_jac"][0].max() < 0.2 * expected.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("methods", [["forward_jac"], ["backward_jac"], ["backward_hess"]])
+def test_operations_without_any_derivative_are_refused(methods):
+    model = dense().float()
+    for position in (0, 2):  # before the layer, and after it
+        which = {str(position): torch.ao.quantization.default_dynamic_qconfig}
+        quantized = torch.ao.quantization.quantize_dynamic(model, which).eval()
+        options = {"layers": ["1"], "methods": methods}
+        if (position == 0) == (methods == ["forward_jac"]):
+            with pytest.raises(ValueError, match="has no derivative, as those of quantized modules"):
+                associations(quantized, batches(randn(9, 6).float()), **options)
+        else:
+            assert associations(quantized, batches(randn(9, 6).float()), **options).assoc[methods[0]][0].any()
+
+
+def test_what_torch_cannot_differentiate_is_refused_in_a_sentence():
+    model, x = dense(), randn(9, 6)
+    model[1].register_forward_hook(lambda _module, _inputs, output: output.mul_(2))  # its gradient needs the output
+    assert associations(model, batches(x), layers=["0"], methods=["forward_cov"]).assoc["forward_cov"][0].any()
+    with pytest.raises(ValueError, match="the network cannot be differentiated: one of the variables needed"):
+        associations(model, batches(x), layers=["0"], methods=["backward_jac"])
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_layers_without_units_are_refused():
+    with pytest.raises(ValueError, match="layer '1' has no units"):
+        associations(dense(first=nn.Linear(6, 0), last=nn.Linear(0, 3)), batches(randn(9, 6)), layers=["1"])
 
 
 def test_small_layers_need_no_second_derivatives():
@@ -695,6 +724,12 @@ def test_random_networks_and_examples_in_company_are_refused_in_every_precision(
     model = made(nn.Linear(6, 50), Noise(kind), nn.ReLU(), nn.Linear(50, 3)).to(dtype)
     with pytest.raises(ValueError, match="random, or its examples influence each other"):
         associations(model, batches(randn(9, 6).to(dtype), 9), layers=["0"], methods=["forward_cov"])
+
+
+def test_random_numbers_that_change_nothing_this_time_are_noticed():
+    model = dense(activation=Apply(lambda z: F.dropout(z, 1e-9, training=True)))
+    with pytest.raises(ValueError, match="it draws random numbers"):
+        associations(model, batches(randn(9, 6)), layers=["1"], methods=["forward_cov"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

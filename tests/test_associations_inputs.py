@@ -110,6 +110,8 @@ NOT_BATCHES = {
     "sparse": (lambda x, y: (x.to_sparse(), y), "dense real tensors"),
     "complex": (lambda x, y: (x.to(torch.complex64), y), "dense real tensors"),
     "meta": (lambda x, y: (x.to("meta"), y), "dense real tensors"),
+    "nested": (lambda x, y: (torch.nested.nested_tensor([x[0], x[1, :3]]), y), "a nested tensor of torch.float64"),
+    "one example": (lambda x, y: (x[0], y[0]), "labels are a single number: give batches"),
     "no labels": (lambda x, y: (x, None), "NoneType"),
     "float labels": (lambda x, y: (x, y.double()), "float64"),
     "label too large": (lambda x, y: (x, y + 97), "labels from 97 to 99"),
@@ -121,6 +123,7 @@ NOT_BATCHES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("kind", NOT_BATCHES)
 def test_batches_of_other_things_are_refused_in_a_sentence(kind):
     change, message = NOT_BATCHES[kind]
@@ -192,6 +195,19 @@ def test_networks_that_view_their_activations_work():
         for layer in ("1", str(len(parts) - 1)):
             found, expected = (signed(made(*some), batches(x), layer) for some in (parts, flat))
             assert all(close(found[method], expected[method]) for method in BASE_METHODS)
+
+
+def test_networks_that_rely_on_their_layout_in_memory_get_it():
+    class Strided(nn.Module):
+        def forward(self, x):
+            return x.as_strided((len(x), 144), (144, 1))
+
+    data = batches(randn(6, 3, 8, 8))
+    found, expected = (
+        signed(convolutional(flatten, nn.Linear(144, 3)), data, methods=["backward_jac", "backward_hess"])
+        for flatten in (Strided(), nn.Flatten())
+    )
+    assert all(close(found[method], expected[method]) for method in expected)
 
 
 def test_networks_may_overwrite_their_input_and_the_data_stay():
@@ -300,6 +316,41 @@ def test_weights_that_depend_on_the_input_are_differentiated_through():
     assert close(found.signed["forward_jac"][0], expected)
 
 
+def test_linear_layers_inside_vmap_are_differentiated_through():
+    class Mapped(nn.Module):
+        def __init__(self, way):
+            super().__init__()
+            self.inner, self.act, self.head, self.way = nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), way
+
+        def forward(self, x):
+            return self.head(self.act(self.way(self.inner)(x)))
+
+    torch.manual_seed(0)
+    model, data = Mapped(torch.vmap).double().eval(), batches(randn(9, 6))
+    found = signed(model, data, "act")
+    model.way = lambda module: module
+    expected = signed(model, data, "act")
+    assert all(close(found[method], expected[method]) for method in BASE_METHODS)
+
+
+def test_networks_that_differentiate_themselves_run_with_gradients_throughout():
+    class Force(nn.Module):
+        """−∂E/∂x of an energy E."""
+
+        def forward(self, x):
+            return torch.autograd.grad(-x.sin().sum(), x, create_graph=True)[0]
+
+    class Cosine(nn.Module):
+        def forward(self, x):
+            return -x.cos()
+
+    found, expected = (
+        signed(made(first, nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), batches(randn(9, 6)), "2")
+        for first in (Force(), Cosine())
+    )
+    assert all(close(found[method], expected[method]) for method in BASE_METHODS)
+
+
 def test_layers_inside_vmap_are_refused():
     class Mapped(nn.Module):
         def __init__(self):
@@ -326,6 +377,8 @@ def test_networks_that_cannot_be_differentiated_are_refused():
         inference = dense()
     with pytest.raises(ValueError, match="inference_mode"):
         associations(inference, data, layers="1")
+    with pytest.raises(ValueError, match=r"2.weight has no values before the network has run once"):
+        associations(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.LazyLinear(3)).eval(), data, layers="1")
     with pytest.raises(ValueError, match=r"must be a torch.nn.Module, not a function"):
         associations(lambda x: x, data, layers="1")
 
@@ -363,6 +416,11 @@ def test_names_may_come_from_generators():
         ({"layers": ["1", "0", "1"]}, "'1' is named twice"),
         ({"methods": ["forward_cov", "forward_cov"]}, "'forward_cov' is named twice"),
         ({"layers": [1]}, "by name"),
+        ({"layers": 1}, "by name"),
+        ({"methods": 1}, "by name"),
+        ({"inputs": ["0"]}, "inputs= must be the name of a module"),
+        ({"outputs": "logits"}, "outputs= must be a function"),
+        ({"loss": "mse"}, "loss= must be a function"),
         ({"layers": []}, "no layers"),
         ({"layers": "nowhere"}, "nowhere"),
         ({"methods": "forward_cow"}, "forward_cow"),
@@ -386,6 +444,12 @@ def test_arguments_of_another_kind_are_refused_before_any_data_is_read(options, 
 
     with pytest.raises(ValueError, match=message):
         associations(dense(), never(), **({"layers": ["1"]} | options))
+
+
+@pytest.mark.parametrize("data", [None, 3])
+def test_what_cannot_be_gone_through_is_no_data(data):
+    with pytest.raises(ValueError, match="batches are an iterable of pairs"):
+        associations(dense(), data, layers="1")
 
 
 def test_seeds_of_numpy_are_seeds_and_none_is_a_fresh_one():

@@ -166,12 +166,12 @@ def associations(
         progress: show a progress bar.
 
     Raises: ValueError for a network in training mode, one that is random or whose examples influence each other, is
-        scripted or without values; for ways cut off by detach, no_grad, numpy or checkpoint(use_reentrant=True);
-        operations without derivatives (quantized modules), or with derivatives that cannot be relied on; layers whose
-        units cannot be told, that have backward hooks, run inside vmap, or several times where no call is named; unknown
-        methods or layers, no data, combined matrices of layers with locations, combined Hessians of smooth networks;
-        inputs, labels and losses that do not fit, and cross-entropy of probabilities. A warning tells of NaN and
-        infinite numbers, in images and in matrices.
+        scripted or without values; ways cut off by detach, no_grad, numpy or checkpoint(use_reentrant=True); operations
+        without derivatives (quantized modules), or with ones that cannot be relied on; layers whose units cannot be
+        told, that have backward hooks, run inside vmap, or run several times where no call is named; unknown methods or
+        layers, no data, combined matrices of layers with locations, combined Hessians of smooth networks; inputs,
+        labels and losses that do not fit, and cross-entropy of probabilities. NaN and infinite numbers, in images and
+        in matrices, are told of by a warning.
     """
     methods, layers = _names(methods), _names(layers)
     bases = _base_methods(methods)

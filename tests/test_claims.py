@@ -4,14 +4,66 @@ import made_up
 import numpy as np
 import pandas as pd
 import pytest
+from test_findings import cells
 
 from modularity import SEARCHES
-from report import claims, findings
+from report import agreement, claims, findings
 
 
 @pytest.fixture(scope="module")
 def distinct():
     return made_up.distinct()
+
+
+RAW = ("forward_cov", "forward_jac", "backward_jac", "backward_hess")
+
+
+def test_every_cell_is_that_finding(distinct):
+    """Effects, agreements and what holds at equal accuracy have tests of their own: here they are where they belong."""
+    drop, l2, l1, within, across = cells(claims.claims_table(distinct))
+    effects = findings.regularizer_effects(distinct, per_layer=False)
+    at = {name: rows.set_index("assoc") for name, rows in effects.groupby("regularizer")}
+    change = [
+        f"{m} {row.change:+.3f} [{row.change_low:+.3f}, {row.change_high:+.3f}]" for m, row in at["drop"].iterrows()
+    ]
+    raw = "; ".join(text for text in change if text.split()[0] in RAW)
+    rho = at["drop"]["rho"]
+    clear = sum(row.change > 0 and row.change_p < 0.05 / 8 for _, row in at["drop"].iterrows())
+    assert drop == {
+        "the paper's claim": "dropout raises modularity strongly",
+        "ours": f"change of Q (n = 21): {raw}; rank correlation {min(rho):.2f} to {max(rho):.2f} for all 8 methods",
+        "holds": f"for {clear} of 8 methods",
+    }
+    equal = findings.at_equal_accuracy(distinct)
+    dropout = equal.loc[equal["regularizer"] == "drop", "change"]
+    for name, row in (("l2", l2), ("l1", l1)):
+        own, changes = equal.loc[equal["regularizer"] == name, "change"], at[name]["change"]
+        assert row["the paper's claim"] == f"{name.upper()} has a modest effect"
+        assert row["ours"] == (
+            f"change of Q up to {at[name]['at'].max():.2g} (n = {at[name]['n'].max()}): {min(changes):+.3f} to "
+            f"{max(changes):+.3f}; at {equal['accuracy'].max():.1%} test accuracy {min(own):+.3f} to {max(own):+.3f}, "
+            f"dropout {min(dropout):+.3f} to {max(dropout):+.3f}"
+        )
+    agreed = agreement.agreement(distinct).set_index(["condition", "group"])
+    of_raw = agreement.agreement(distinct, RAW).set_index(["condition", "group"])["element_sim"]
+
+    def similarity(group):
+        texts = []
+        for condition in ("trained", "untrained"):
+            row = agreed.loc[condition, group]
+            texts.append(
+                f"{row['element_sim']:.2f} [{row['element_sim_low']:.2f}, {row['element_sim_high']:.2f}] {condition} "
+                f"(n = {row['n']}; {row['expected']:.2f} by chance; raw methods only {of_raw[condition, group]:.2f})"
+            )
+        return f"{group} {texts[0]}, {texts[1]}"
+
+    assert within["ours"] == f"{similarity('within upstream')} and {similarity('within downstream')}"
+    assert across["ours"] == similarity("across")
+    by_point = agreement.agreement_by_point(distinct).set_index("group").loc["across", "element_sim"]
+    least = min(agreed.loc["trained", f"within {family}"]["element_sim"] for family in ("upstream", "downstream"))
+    fails = sum(value >= least for value in by_point)
+    assert 0 < fails < len(by_point)
+    assert across["holds"] == f"no; at {fails} of {len(by_point)} grid points it fails"
 
 
 def test_a_penalty_is_judged_by_dropouts_effect_at_the_same_accuracy(distinct):

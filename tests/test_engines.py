@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ elif what == "sleep":
     open(f"pid-{rest[0]}", "w").write(str(os.getpid()))
     time.sleep(60)
 elif what == "exit":
-    print("the reason", rest[0])
+    print("the reason", rest[0], file=sys.stderr)
     sys.exit(int(rest[0]))
 elif what == "count":  # fails, but for the last of so many times
     open("tries", "a").write("x")
@@ -122,6 +123,18 @@ def test_parallel_tries_a_line_that_fails_again(place, parallel, retries, tries)
 def test_the_local_engine_tries_a_line_once(place):
     assert run_lines(["count 9"], RETRIES="3").returncode != 0
     assert (place / "tries").read_text() == "x"
+
+
+def test_each_line_tells_how_many_are_through_and_the_time_left_for_the_others(place):
+    folder = place / "logs" / "jobs" / "1"
+    folder.mkdir(parents=True)
+    (folder / "lines").write_text("true\n" * 10)
+    for mark in ("1.done", "2.failed", "3.done", "4.done"):
+        (folder / mark).touch()
+    begun = time.time() - 6000
+    os.utime(folder / "lines", (begun, begun))
+    told = subprocess.run(["bash", "study/engines.sh", str(folder), "5"], capture_output=True, text=True, check=True)
+    assert re.match(r"\[5/10, 100 min \d+ s left\]", told.stdout)
 
 
 def test_an_empty_list_is_no_failure(place):

@@ -1,5 +1,6 @@
 """eval.py: every number in a checkpoint against a plain computation, every option seen in the result, every guard."""
 
+import inspect
 import json
 import math
 import os
@@ -26,7 +27,8 @@ from torch.nn import functional as F
 
 import associations
 import eval as evaluation
-from comparison import ALIGN_VERSION, align_modules
+import modularity
+from comparison import ALIGN_VERSION, align_modules, alignment_null
 from modularity import MODULES_VERSION, find_modules
 from study import checkpoints, datasets, files, grids, networks
 from study import evaluation as steps
@@ -560,6 +562,41 @@ def test_mistakes_get_one_clear_line(words, message, monkeypatch):
 
 def test_a_mistake_on_the_command_line_ends_with_one_line_and_status_1(program):
     assert program("eval.py", "--ckpt-file", "nothing.ckpt") == (1, "", "eval.py: nothing.ckpt: no such file\n")
+
+
+METRICS = ["train_acc", "val_acc", "test_acc", "train_loss", "val_loss", "test_loss"]
+METRICS += ["l1_norm", "l2_norm", "nuc_norm", "sparsity"]
+EIGHT = {"forward_cov", "forward_cov_norm", "forward_jac", "forward_jac_norm"}
+EIGHT |= {"backward_jac", "backward_jac_norm", "backward_hess", "backward_hess_norm"}
+CHAIN = {"steps": 5000, "target_entropy": 0.15}
+
+
+def test_the_defaults_of_the_options_are_those_of_the_specification():
+    options = vars(evaluation.parser().parse_args([]))
+    device, methods = options.pop("device"), options.pop("methods")
+    assert device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert set(methods) == EIGHT and len(methods) == 8
+    assert options == {
+        "run_dir": [], "ckpt_file": [], "data_dir": "data", "metrics": METRICS, "skip_modularity": False,
+        "modularity_combined": False, "search": "refined", "skip_alignment": False, "target_entropy": 0.15,
+        "null_draws": 20, "jac_directions": 8, "skip_lesions": False, "lesion_images": None, "lesion_draws": None,
+        "seed": 0, "progress": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (modularity.find_modules, CHAIN | {"sign": None, "search": "refined", "seed": 0, "null_draws": 20}),
+        (modularity.find_clusters, CHAIN | {"search": "refined", "seed": 0}),
+        (modularity.monte_carlo_modularity, CHAIN | {"clusters": None, "max_clusters": None, "seed": None}),
+        (alignment_null, {"shuffles": 5000, "seed": 0}),
+        (align_modules, {"shuffles": 5000, "seed": 0}),
+    ],
+)
+def test_the_defaults_of_the_library_are_those_of_the_specification(function, expected):
+    parameters = inspect.signature(function).parameters.items()
+    assert {name: p.default for name, p in parameters if p.default is not inspect.Parameter.empty} == expected
 
 
 # ---- runs and batches -----------------------------------------------------------------------------------------------

@@ -512,6 +512,14 @@ def test_the_values_compared_are_named_where_the_reference_is_missing(distinct):
     assert len(lines) == 2 and not any("change" in line for line in lines)
 
 
+def test_a_method_that_is_known_at_one_strength_only_has_no_effect(distinct):
+    unknown = (distinct.modules["assoc"] == "forward_jac") & (distinct.modules["part"] == "drop")
+    modules = distinct.modules.assign(score=distinct.modules["score"].mask(unknown))
+    effects = findings.regularizer_effects(distinct._replace(modules=modules), False)
+    having = {name: set(rows["assoc"]) for name, rows in effects.groupby("regularizer")}
+    assert having == {"l2": set(METHODS), "l1": set(METHODS), "drop": set(METHODS) - {"forward_jac"}}
+
+
 @pytest.mark.parametrize("absent", ["dummy", "drop"])
 def test_the_summary_makes_do_without_untrained_or_without_dropped_out_networks(absent):
     found = experiments.Results(*(table[table["part"] != absent] for table in made_up.results("demo")))
@@ -522,11 +530,13 @@ def test_the_summary_makes_do_without_untrained_or_without_dropped_out_networks(
 
 def test_verdicts_count_the_methods_whose_interval_is_clear_of_zero(distinct):
     found = distinct._replace(modules=distinct.modules.copy())
-    modules, random = found.modules, np.random.default_rng(0)
+    modules, random = found.modules, np.random.default_rng(2)
     modules["score"] = 0.5 + 0.02 * random.normal(size=len(modules))
     strong = np.isclose(modules["drop"], 0.6)
     modules.loc[strong & modules["assoc"].isin(METHODS[:3]), "score"] += 0.3
     modules.loc[strong & (modules["assoc"] == METHODS[4]), "score"] -= 0.4
+    modules.loc[strong & (modules["assoc"] == METHODS[3]), "score"] += 0.04
+    modules.loc[strong & (modules["assoc"] == METHODS[5]), "score"] -= 0.04
     effects = findings.regularizer_effects(found, False).query("regularizer == 'drop'")
     q = {method: network_means(modules, "score", assoc=method) for method in METHODS}
     curve = points(found, "drop")
@@ -535,6 +545,7 @@ def test_verdicts_count_the_methods_whose_interval_is_clear_of_zero(distinct):
     }
     up, down = (sum(t.pvalue < 0.05 and sign * t.statistic > 0 for t in tests.values()) for sign in (1, -1))
     clear = [sum(t.pvalue < 0.05 / 8 and sign * t.statistic > 0 for t in tests.values()) for sign in (1, -1)]
+    assert 0 < clear[0] < up and 0 < clear[1] < down
     (line,) = [line for line in summary.verdicts(found) if line.startswith("drop, ") and "Q rises" in line]
     assert line == (
         f"drop, 21 networks from 0 to 0.6: Q rises for {up} of 8 methods and falls for {down} "

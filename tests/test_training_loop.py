@@ -164,6 +164,7 @@ def test_the_defaults_are_those_of_the_specification():
     assert (args.l2, args.l1, args.drop, list(args.run), args.seed) == (1e-5, 0.0, 0.0, [0], None)
     assert (args.max_epochs, args.batch_size, args.train_val_split, args.model_args) == (500, 200, 0.9, {})
     assert (args.precision, args.task, args.save_dir, args.data_dir) == ("32", "sup", "logs", "data")
+    assert (args.device, args.progress) == ("auto", True)
 
 
 @pytest.mark.parametrize(("channels", "last"), [((8, 16, 16, 8), True), ((3, 4, 4, 5), False), ((8, 8, 12, 8), False)])

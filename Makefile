@@ -66,4 +66,5 @@ faults: install
 bench: install
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench_associations
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench_modularity
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench_lesions
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench_training

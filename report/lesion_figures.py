@@ -151,7 +151,9 @@ def effects_of_methods(table):
             row = rows[name]
             for ax, kind in zip(pair[:, column], KINDS, strict=True):
                 effect_matrix(ax, getattr(row, f"{kind}_effects"), row.classes)
-            pair[0, column].set_title(f"{label(name)}: {row.mean_specialization:.2f} bits", color=COLORS.get(name))
+                name_of = f"{label(name)}: " if kind == "mean" else ""
+                bits = getattr(row, f"{kind}_specialization")
+                ax.set_title(f"{name_of}{bits:.2f} bits", color=COLORS.get(name))
             pair[1, column].set_xlabel("class")
         for ax, title in zip(pair[:, 0], KINDS.values(), strict=True):
             ax.set_ylabel(f"{title}\ncluster")

@@ -343,8 +343,9 @@ def test_effects_of_all_methods_are_clusters_by_classes_in_their_panels(distinct
     for pair, family in zip(panels, (UPSTREAM, DOWNSTREAM), strict=True):
         assert [ax.get_ylabel() for ax in pair[:, 0]] == [f"{title}\ncluster" for title in KINDS.values()]
         for column, method in zip(pair.T, family, strict=True):
-            bits = rows[method].mean_specialization
-            assert column[0].get_title() == f"{method.replace('_', ' ')}: {bits:.2f} bits"
+            bits = [getattr(rows[method], f"{kind}_specialization") for kind in KINDS]
+            assert column[0].get_title() == f"{method.replace('_', ' ')}: {bits[0]:.2f} bits"
+            assert column[1].get_title() == f"{bits[1]:.2f} bits"
             for ax, kind in zip(column, KINDS, strict=True):
                 np.testing.assert_array_equal(shown(ax), getattr(rows[method], f"{kind}_effects"))
                 assert [t.get_text() for t in ax.get_xticklabels()] == [str(k) for k in range(10)]

@@ -556,7 +556,7 @@ def test_verdicts_count_the_methods_whose_interval_is_clear_of_zero(distinct):
 
 def test_every_cell_of_the_curves_is_a_mean_at_one_strength(distinct):
     accuracies = {key(row): row["test_acc"] for row in distinct.models.to_dict("records")}
-    for value, form in (("score", "{:.3f}"), ("rotation_z", "{:.1f}")):
+    for value, form in (("score", "{:.3f}"), ("z", "{:.1f}"), ("rotation_z", "{:.1f}")):
         rows = cells(summary.curves_table(distinct, value, form))
         q = {method: network_means(distinct.modules, value, assoc=method) for method in METHODS}
         expected = {("untrained", "0"): untrained_of(distinct)}

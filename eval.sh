@@ -5,7 +5,7 @@
 #   ./eval.sh DIR [DIR ...] --list                   print the command lines instead, one a batch of runs
 #
 # For each run: losses, accuracies and norms of every checkpoint; best.ckpt is linked to the one with the lowest val_loss;
-# then the similarities of its units, their modules, and the modules' agreement. Untrained networks get all of it.
+# then the similarities of its units, their modules, these modules' agreement and lesions. Untrained networks get all of it.
 # JOBS processes (default: number of cores, or of GPUs) work side by side on batches of BATCH runs (default 10).
 # ENGINE=parallel or slurm uses several machines, see study/engines.sh.
 # On two cores demo takes a minute or two, mnist-base about half an hour; 1.5 MB of disk a network.

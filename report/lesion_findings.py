@@ -11,7 +11,7 @@ import pandas as pd
 from associations import DOWNSTREAM, PAPER_METHODS, UPSTREAM
 from report import findings
 from report.agreement import CERTAIN, with_group
-from report.experiments import GRID_POINT, NETWORK, Results
+from report.experiments import NETWORK, Results
 from report.findings import named, present_regularizers, trained, untrained, usable
 from report.intervals import combination, mean_and_interval
 
@@ -142,16 +142,3 @@ def agreement_correlations(results: Results, kind="mean") -> pd.DataFrame:
         both = means.astype({"part": str}).merge(agreed.astype({"part": str}), on=keys)
         found.append(findings.matched_correlations(trained(both), "agreement", z, ["layer"]).assign(family=family))
     return pd.concat(found, ignore_index=True)
-
-
-def points(results: Results, value: str) -> pd.DataFrame:
-    """Mean of a value of lesions at each usable grid point: part, strength, assoc, layer, value with interval, n."""
-    lesions = trained(usable(results.lesions, results.models)).dropna(subset=value)
-    rows = []
-    for (*point, assoc, layer), group in lesions.groupby([*GRID_POINT, "assoc", "layer"], observed=True):
-        strength = point[GRID_POINT.index(point[0])]
-        row = {"part": point[0], "strength": strength, "assoc": assoc, "layer": layer}
-        rows.append(row | _mean(value, group[value]))
-    return pd.DataFrame(
-        rows, columns=["part", "strength", "assoc", "layer", value, f"{value}_low", f"{value}_high", "n"]
-    )

@@ -618,6 +618,22 @@ def test_a_single_cluster_or_none_has_no_specialization():
     assert math.isnan(only["mean_specialization"]) and only["mean_effects"].shape == (0, 3)
 
 
+def test_draws_whose_specialization_is_undefined_do_not_count():
+    model = MnistSupervised(channels=(4,), input_shape=(1,), num_classes=2).double().eval()
+    with torch.no_grad():
+        model.fc_layers[0].weight.zero_()
+        model.fc_layers[0].bias.fill_(1)
+        model.proj.bias.zero_()
+        model.proj.weight.copy_(torch.tensor([[1.0, -1, 0, 0], [0, 0, 0, 0]]))  # together, the first two do nothing
+    clusters = torch.eye(2)[torch.tensor([0, 1, 0, 1])]
+    images, labels = torch.zeros(2, 1, dtype=torch.float64), torch.tensor([0, 1])
+    found = find_lesions(model, images, labels, {"a": clusters}, layer=0, draws=30)["a"]
+    draws = shuffled_clusterings(clusters, 30)
+    assert 3 < (draws[:, 0] == draws[:, 1]).all(1).sum() < 25, "in these no lesion hurts"
+    assert found["zero_specialization"] == found["zero_specialization_null_mean"] == pytest.approx(1)
+    assert found["zero_specialization_p"] == 1
+
+
 def test_empty_columns_are_no_clusters():
     model, (images, labels) = dense(), data()
     clusters = torch.eye(3)[torch.tensor([0, 1, 2, 0, 1, 0, 2])]

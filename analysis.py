@@ -24,8 +24,7 @@ from associations import DOWNSTREAM, METHODS, PAIRS, UPSTREAM
 from lesions import KINDS as LESION_KINDS
 from lesions import STATISTICS as LESION_STATISTICS
 from study import checkpoints, grids
-from study.cli import Parser, UserError, one_line_errors
-from study.files import FileError
+from study.cli import Parser, UserError, named, one_line_errors
 
 ACCURACIES = ("train_acc", "val_acc", "test_acc")
 MODULE_FIELDS = (
@@ -168,16 +167,14 @@ def table_of(entries, metrics, problems=None, optional=()):
     basic, rows_wanted = _parsed(metrics)
     collected, lacking, rows = [], {}, []
     for fields, path in tqdm(entries, desc="reading checkpoints", disable=None, leave=False):
-        stored = {}
         try:
-            stored = _checked(checkpoints.read(path, mmap=True), fields)
-        except FileError as error:
+            with named(path):
+                stored = _checked(checkpoints.read(path, mmap=True), fields)
+                found, absent = _rows(stored, fields, basic, rows_wanted)
+        except UserError as error:
             collected.append(str(error))
-        except ValueError as error:
-            collected.append(f"{path}: {error}")
-        model = fields | {name: _value(stored.get(name)) for name in basic}
-        absent = [(name, name) for name in basic if name not in stored]
-        rows += _rows(stored, model, rows_wanted, absent)
+            stored, (found, absent) = {}, _rows({}, fields, basic, rows_wanted)
+        rows += found
         for kind, name in absent if stored else ():
             if not {name.partition(".")[0], name.rpartition(".")[2]} & set(optional):
                 lacking.setdefault(kind, {}).setdefault(name, []).append(path)
@@ -217,16 +214,16 @@ def _parsed(metrics):
 
 
 def _checked(stored, fields):
-    """The checkpoint itself, if it has the form and records the hyperparameters that are expected; else ValueError."""
+    """The checkpoint itself, if it has the form and records the hyperparameters that are expected; else UserError."""
     for kind in METHODS_NAMED:
         layers = [] if stored.get(kind) is None else list(getattr(stored[kind], "values", lambda: [None])())
         if not all(isinstance(each, list) and all(isinstance(layer, dict) for layer in each) for each in layers):
-            raise ValueError(f"its {kind} are not those of an evaluated checkpoint; evaluate it again")
+            raise UserError(f"its {kind} are not those of an evaluated checkpoint; evaluate it again")
     recorded = stored.get("hyper_parameters")
     for name in grids.HYPERPARAMETERS if isinstance(recorded, dict) and recorded else ():
         value = _recorded(recorded, name)
         if name in fields and value is not None and not _same(fields[name], value):
-            raise ValueError(f"holds {name} {value}, not {fields[name]}")
+            raise UserError(f"holds {name} {value}, not {fields[name]}")
     return stored
 
 
@@ -241,9 +238,10 @@ def _same(a, b):
     return math.isclose(a, b, rel_tol=1e-5) if both else a == b
 
 
-def _rows(stored, model, rows_wanted, absent):
-    """The rows of one network; `absent` gets (kind, name) of what its checkpoint does not hold."""
-    rows = []
+def _rows(stored, fields, basic, rows_wanted):
+    """The rows of one network, and (kind, name) of each entry that its checkpoint does not hold."""
+    model = fields | {name: _value(stored.get(name)) for name in basic}
+    rows, absent = [], [(name, name) for name in basic if name not in stored]
     for (methods, wanted), kinds in rows_wanted.items():
         name, in_order = ":".join(methods), ":".join(sorted(methods))
         layers = {kind: (stored.get(kind) or {}).get(in_order, []) for kind in kinds.values()}
@@ -261,7 +259,7 @@ def _rows(stored, model, rows_wanted, absent):
             ]
             values = {field: math.nan if value is None else value for field, value in values.items()}
             rows.append(model | dict(zip(columns, methods, strict=True)) | {"layer": layer} | values)
-    return rows or [model]
+    return rows or [model], absent
 
 
 def _field(entry, field):
@@ -315,10 +313,8 @@ def evaluated_methods(path) -> dict[str, int]:
 
     Raises: UserError if the file cannot be read or has no modules.
     """
-    try:
+    with named(path):
         modules = _checked(checkpoints.read(path, mmap=True), {}).get("modules") or {}
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
     if not any(modules.values()):
         raise UserError(f"{path}: not evaluated; run python eval.py --ckpt-file {path}")
     return {
@@ -383,20 +379,26 @@ def figure_name(path, layer, kind="matrices") -> str:
 def main(args):
     """Prints the summary of each checkpoint, and draws its matrices if asked to."""
     for path in args.checkpoint:
-        layers = checkpoint_layers(path)
-        if not 0 <= args.layer < layers:
-            raise UserError(f"{path}: there is no layer {args.layer}; its layers are 0 to {layers - 1}")
-        print(path, checkpoint_summary(path).to_string(index=False, float_format="{:.3f}".format, na_rep="-"), sep="\n")
-        if args.plot:
-            from report import lesion_figures, matrix_figures, style  # matplotlib, only where something is drawn
+        with named(path):
+            layers = checkpoint_layers(path)
+            if not 0 <= args.layer < layers:
+                raise UserError(f"{path}: there is no layer {args.layer}; its layers are 0 to {layers - 1}")
+            summary = checkpoint_summary(path)
+            print(path, summary.to_string(index=False, float_format="{:.3f}".format, na_rep="-"), sep="\n")
+            if args.plot:
+                draw(path, args.layer)
 
-            examples = load_checkpoints([path], module_metrics(("score", "adj", "clusters"), layers=(args.layer,)))
-            drawn = matrix_figures.sorted_matrices(examples)
-            print(*style.save(drawn, figure_name(path, args.layer)), sep="\n")
-            lesions = load_checkpoints([path], lesion_metrics(EFFECT_FIELDS, layers=(args.layer,)))
-            if lesions["mean_effects"].notna().any():
-                drawn = lesion_figures.effects_of_methods(lesions)
-                print(*style.save(drawn, figure_name(path, args.layer, "lesions")), sep="\n")
+
+def draw(path, layer):
+    """Draws the association matrices of one layer, and what lesions of its modules do, and prints the files' names."""
+    from report import lesion_figures, matrix_figures, style  # matplotlib, only where something is drawn
+
+    examples = load_checkpoints([path], module_metrics(("score", "adj", "clusters"), layers=(layer,)))
+    print(*style.save(matrix_figures.sorted_matrices(examples), figure_name(path, layer)), sep="\n")
+    lesions = load_checkpoints([path], lesion_metrics(EFFECT_FIELDS, layers=(layer,)))
+    if lesions["mean_effects"].notna().any():
+        drawn = lesion_figures.effects_of_methods(lesions)
+        print(*style.save(drawn, figure_name(path, layer, "lesions")), sep="\n")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,10 @@ linked to the one with the lowest val_loss, which gets the rest.
 """
 
 import argparse
-import contextlib
 import math
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,9 +22,11 @@ from associations import JAC_DIRECTIONS, METHODS
 from modularity import DEFAULT_ENTROPY, DEFAULT_NULL_DRAWS, SEARCHES
 from study import checkpoints, cli, runs
 from study.checkpoints import BASIC_METRICS, plain
-from study.cli import UserError
+from study.cli import UserError, named
 from study.evaluation import steps_of
 from study.files import FileError, locked
+
+MOST = 1_000_000  # draws, images or directions
 
 
 def main(args: argparse.Namespace) -> None:
@@ -59,21 +59,6 @@ def is_run(path: Path) -> bool:
     return not other
 
 
-@contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Makes whatever goes wrong a UserError that names the file: neither bad files nor faults here end a batch."""
-    try:
-        yield
-    except UserError as error:
-        raise error if str(path) in str(error) else FileError(f"{path}: {error}") from None
-    except OSError as error:
-        raise FileError(f"{error.filename or path}: {error.strerror or error}") from None
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise FileError(f"{path}: {told} ({Path(place.filename).name}, line {place.lineno})") from error
-
-
 def evaluate_run(run_dir: Path, args: argparse.Namespace) -> dict:
     """Evaluates one run: every checkpoint briefly, the best one (or the untrained network) fully."""
     with named(run_dir):
@@ -81,7 +66,7 @@ def evaluate_run(run_dir: Path, args: argparse.Namespace) -> dict:
             return evaluate(run_dir / "dummy.ckpt", args)
         files = sorted(path for path in (run_dir / "weights").glob("*.ckpt") if not path.is_symlink())
         if not files:
-            raise FileError("no checkpoint in it")
+            raise FileError("no checkpoint in it" if run_dir.exists() else "no such folder")
         record = runs.read_record(run_dir)  # there is none in folders of other programs
         if record is not None:
             if runs.state(run_dir)[0] != "done":
@@ -149,11 +134,15 @@ def names(known: tuple[str, ...]) -> Callable[[str], list[str]]:
     return parse
 
 
-def number(text: str, low: float = 0) -> int:
-    """A whole number of at least `low`."""
-    if not text.isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {low}, not {text!r}")
+def number(text: str, low: int = 0, high: int = MOST) -> int:
+    """A whole number from `low` to `high`."""
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, not {text!r}")
     return int(text)
+
+
+def seed(text: str) -> int:
+    return number(text, high=2**62 - 1)
 
 
 def positive(text: str) -> int:
@@ -202,7 +191,7 @@ def parser() -> cli.Parser:
     p.add_argument(
         "--lesion-draws", type=number, help="shuffled clusterings in the null (default: 100, with convolutions 10)"
     )
-    p.add_argument("--seed", type=number, default=0, help="of everything random in the evaluation")
+    p.add_argument("--seed", type=seed, default=0, help="of everything random in the evaluation")
     p.add_argument("--no-progress", dest="progress", action="store_false")
     return p
 

@@ -25,4 +25,11 @@ for i in "${!names[@]}"; do
     names[i]=$(from_caller "${names[i]}")
 done
 lines=$("$PYTHON" -m study.jobs evaluations "${names[@]}" --batch "${BATCH:-10}" -- ${options[@]+"${options[@]}"})
-if has --list; then echo "$lines"; else run_lines "${names[@]}" <<<"$lines"; fi
+if has --list; then
+    echo "$lines"
+    exit
+fi
+if [ ${#options[@]} -gt 0 ]; then # a mistake in them is told once, here
+    "$PYTHON" -c "import sys, eval; eval.parser().parse_args(sys.argv[1:])" "${options[@]}"
+fi
+run_lines "${names[@]}" <<<"$lines"

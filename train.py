@@ -10,6 +10,7 @@ interrupted one goes on exactly as if it had not been interrupted. With --max-ep
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import time
 import warnings
@@ -25,6 +26,7 @@ from study.provenance import provenance
 HELD = {"hyper_parameters": dict, "state_dict": dict}  # what a checkpoint must have to be told from another run's
 RESUMED = {"epoch": int, "global_step": int, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict,
            "loops": dict}  # and what else to be gone on from  # fmt: skip
+COPIES = 4  # of the weights, that training holds at least: themselves, their gradients, and Adam's two means
 
 
 def main(args: argparse.Namespace) -> None:
@@ -53,9 +55,13 @@ def complete_model_args(args: argparse.Namespace) -> dict:
     model_args = datasets.model_args(args.dataset, args.model_args, args.data_dir)
     try:
         with torch.device("meta"):
-            models.build(args.dataset, args.drop, model_args)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--model-args: {' '.join(str(error).split())}") from None
+            model = models.build(args.dataset, args.drop, model_args)
+    except ValueError as error:
+        raise UserError(f"--model-args: {error}") from None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = COPIES * sum(p.numel() * p.element_size() for p in model.parameters())
+    if needed > memory:
+        raise UserError(f"--model-args: training takes {needed / 1e9:.3g} GB, and this machine has {memory / 1e9:.3g}")
     return model_args
 
 

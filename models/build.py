@@ -36,5 +36,6 @@ def build(dataset: str, drop: float = 0.0, model_args: dict | None = None) -> nn
         if unknown := sorted(args.keys() - known):
             raise ValueError(f"{', '.join(unknown)} unknown: {network.__name__} takes {', '.join(sorted(known))}")
         return network(pdrop=drop, **args)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"model_args {model_args}: {error}") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch has its own for numbers too large
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"model_args {model_args}: {reason}") from None

@@ -38,6 +38,7 @@ BY_NAME = (
     "assoc",
     "assoc_sign",
     "assoc_stderr",
+    "assoc_made_with",
     "modules",
     "lesions",
     "align",

@@ -8,7 +8,9 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -34,7 +36,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**defaults | options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help lists all options)\n")
+        self.exit(2, f"{self.prog}: {one_line(message)} (--help lists all options)\n")
+
+
+def one_line(text: object) -> str:
+    """A message in one line, whatever names and values it tells of."""
+    return " ".join(str(text).splitlines())
 
 
 @contextlib.contextmanager
@@ -44,12 +51,27 @@ def one_line_errors(program: str) -> Iterator[None]:
         yield
         sys.stdout.flush()
     except UserError as error:
-        sys.exit(f"{program}: {error}")
+        sys.exit(f"{program}: {one_line(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader has seen enough; what is still buffered goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Makes whatever goes wrong a UserError that names the file: neither bad files nor faults here end a batch."""
+    try:
+        yield
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise UserError(f"{path}: {told} ({Path(place.filename).name}, line {place.lineno})") from error
 
 
 def device(name: str) -> torch.device:
@@ -61,10 +83,9 @@ def device(name: str) -> torch.device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,9})?", name):
         raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return torch.device(name)
 

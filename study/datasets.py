@@ -44,7 +44,8 @@ class Dataset(NamedTuple):
         network: the name of the network that learns it, see `models.build`.
         read: given the folder data_dir/name, returns images (N, C, H, W) uint8 and labels (N,) for training, then those
             for testing.
-        files: given the same folder, returns the files that `read` reads, downloaded if need be.
+        files: given the same folder, returns the files that `read` reads; None if none of them is there.
+        download: given the same folder, puts the files there, and returns them.
         version: of `read`; raise it when `read` comes to return something else from the same files.
         flip: whether training images are mirrored at random.
         note: what --help says of it.
@@ -54,14 +55,22 @@ class Dataset(NamedTuple):
     classes: int
     network: str
     read: Callable[[Path], list[np.ndarray]]
-    files: Callable[[Path], list[Path | str]]
+    files: Callable[[Path], list[Path | str] | None]
+    download: Callable[[Path], list[Path | str]] | None = None
     version: int | str = 1
     flip: bool = False
     note: str = ""
 
 
 DATASETS = {
-    "mnist": Dataset((1, 28, 28), 10, "MnistSupervised", raw_files.read_mnist, raw_files.mnist_files),
+    "mnist": Dataset(
+        shape=(1, 28, 28),
+        classes=10,
+        network="MnistSupervised",
+        read=raw_files.read_mnist,
+        files=raw_files.mnist_files,
+        download=raw_files.download_mnist,
+    ),
     "mnist5k": Dataset(
         shape=(1, 28, 28),
         classes=10,
@@ -76,6 +85,7 @@ DATASETS = {
         network="Cifar10Fast",
         read=raw_files.read_cifar10,
         files=raw_files.cifar10_files,
+        download=raw_files.download_cifar10,
         flip=True,
     ),
 }
@@ -169,12 +179,14 @@ def load(name: str, data_dir: str | Path = "data") -> list[torch.Tensor]:
     return [torch.from_numpy(array) for array in _opened(name, data_dir)[0]]
 
 
-def fingerprint(name: str, data_dir: str | Path = "data") -> str:
+def fingerprint(name: str, data_dir: str | Path = "data", download: bool = True) -> str:
     """A hash of what a data set holds, images and labels: the same wherever its files lie and whenever they were made.
 
     It is kept beside the arrays, so that it costs nothing once they have been read.
+
+    Args: download: whether data that is not there is downloaded, or refused.
     """
-    return _opened(name, data_dir)[1]
+    return _opened(name, data_dir, download)[1]
 
 
 def describe(name: str, data_dir: str | Path = "data") -> Dataset:
@@ -213,19 +225,28 @@ def model_args(name: str, given: dict, data_dir: str | Path = "data") -> dict:
     return dict(given) if name in DATASETS else fits | given
 
 
-def _opened(name, data_dir):
+def _opened(name, data_dir, download=True):
     """The four arrays of a data set, and their fingerprint."""
     if not name or name.startswith(".") or Path(name).name != name:
         raise UserError(f"dataset {name!r}: expected the name of a folder in {data_dir}, not a path")
     root = Path(data_dir) / name
     try:
-        row = _folders(name, data_dir) if image_folders.is_image_tree(root) else DATASETS.get(name)
+        row = DATASETS.get(name)
+        if image_folders.is_image_tree(root):
+            if row and (raw := [path for path in row.files(root) or () if Path(path).is_relative_to(root)]):
+                raise UserError(f"{root} holds images in folders, and {raw[0]}: which are meant? Move one of them away")
+            row = _folders(name, data_dir)
         if row is None:
             raise UserError(
                 f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}, or images in "
                 f"{root}/{{train,test}}/<class>/"
             )
-        cache = root / f"arrays-{_key(row, root)}"
+        files = row.files(root)
+        if files is None and download and row.download:
+            files = row.download(root)
+        if files is None:
+            raise UserError(f"{root}: no data")
+        cache = root / f"arrays-{_key(row, root, files)}"
         return opened(cache, lambda: _checked(row.read(root), row, root))
     except OSError as error:
         raise UserError(f"{error.filename or root}: {error.strerror or error}") from None
@@ -235,17 +256,18 @@ def _folders(name, data_dir):
     """The row of a data set in image folders; its shape and number of classes as the table has them, else None."""
     row = DATASETS.get(name, Dataset(None, None, "", None, None))
     read = functools.partial(image_folders.read_image_tree, shape=row.shape)
-    return row._replace(read=read, files=image_folders.image_files, version=f"folders {image_folders.VERSION}")
+    version = f"folders {image_folders.VERSION}"
+    return row._replace(read=read, files=image_folders.image_files, download=None, version=version)
 
 
-def _key(row, root):
+def _key(row, root, files):
     """Changes with the files of a data set, with their names, and with how they are read.
 
     Few and small files are told by their contents, others by size, times and inode: the change time betrays a file that
     was replaced by one of the same size and modification time.
     """
     digest = hashlib.sha256(f"{row.version} {row.shape} {row.classes}\n".encode())
-    stats = {os.fspath(path): os.stat(path) for path in row.files(root)}
+    stats = {os.fspath(path): os.stat(path) for path in files}
     small = len(stats) <= CHEAP_FILES and sum(found.st_size for found in stats.values()) <= CHEAP_BYTES
     inside = os.path.join(root, "")
     for path, found in stats.items():

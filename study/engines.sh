@@ -51,14 +51,15 @@ has() { [[ $flags == *" $1 "* ]]; }
 # usage FILE: the text above a script's code.
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$1"; }
 
-# check_settings NAME ...: refuses settings that are not whole numbers from 1.
+# check_settings NAME ...: refuses settings that are not whole numbers from 1, and what cannot be run.
 check_settings() {
     local name
     for name; do
-        [[ -z ${!name:-} || ${!name} =~ ^0*[1-9][0-9]*$ ]] && continue
-        echo "$name=${!name}: expected a whole number from 1" >&2
+        [[ -z ${!name:-} || ${!name} =~ ^0*[1-9][0-9]{0,5}$ ]] && continue
+        echo "$name=${!name}: expected a whole number from 1 to 999999" >&2
         return 2
     done
+    command -v "$PYTHON" >/dev/null || { echo "PYTHON=$PYTHON: no such program" >&2; return 2; }
     case $ENGINE in local | parallel | slurm) ;; *) echo "ENGINE=$ENGINE: expected local, parallel or slurm" >&2; return 2 ;; esac
 }
 

@@ -152,7 +152,7 @@ def check(hyperparameters: dict) -> None:
     require(_is_whole(h.get("run")) and h["run"] >= 0, "run", "a whole number from 0")
     seed, batch_size, split = h.get("seed") or 0, h.get("batch_size", 1), h.get("train_val_split", 0.5)
     require(_is_whole(seed) and 0 <= seed < 2**62, "seed", "a whole number from 0 to below 2⁶²")
-    require(_is_whole(batch_size) and batch_size >= 1, "batch_size", "a whole number from 1")
+    require(_is_whole(batch_size) and 1 <= batch_size < 2**62, "batch_size", "a whole number from 1 to below 2⁶²")
     require(_is_number(split) and 0 < split < 1, "train_val_split", "a number between 0 and 1")
     require(isinstance(h.get("model_args", {}), dict), "model_args", "names and values")
     require(h["precision"] in PRECISIONS, "precision", " or ".join(PRECISIONS))

@@ -20,7 +20,7 @@ VERSION = 1  # of the reader: raise it when the same files come to give other ar
 PARTS = ("train", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SYSTEM_NAMES = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found")
-GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
+GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 
 
 def is_image_tree(root: Path) -> bool:
@@ -153,8 +153,11 @@ def _pixels(path, colour):
 
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16 bits of grey
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode.startswith(("I", "F")):  # grey of 16 bits, or what no image of a photograph is
+            values = np.asarray(image)
+            if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+                raise ValueError("it has more than 16 bits a pixel: scale its values to 8 or 16 bits")
+            image = Image.fromarray((values >> 8).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)

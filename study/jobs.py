@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from study import grids, options, runs
-from study.cli import Parser, UserError
+from study.cli import Parser, UserError, one_line
 from study.files import FileError
 
 OWNED = ("dataset", "task", *grids.REGULARIZERS, "run", "save-dir")  # options of train.py that the grid sets
+EVALUATED = ("run-dir", "ckpt-file")  # those of eval.py that the folders set
 SHARED = ("data_dir", "device")  # those that eval.py has as well
 STATES = ("done", "running", "failed", "left")
 
@@ -111,12 +112,12 @@ def _says_its_data(ask):
 
 
 def data_at_hand(dataset: str, data_dir: str) -> str | None:
-    """The fingerprint of a data set; None where it is not there, or unusable, which train.py tells."""
+    """The fingerprint of a data set; None where it is not there, or unusable: train.py downloads it, or tells."""
     from study import datasets
 
     if (Path(data_dir) / dataset).is_dir():
         with contextlib.suppress(UserError):
-            return datasets.fingerprint(dataset, data_dir)
+            return datasets.fingerprint(dataset, data_dir, download=False)
     return None
 
 
@@ -162,6 +163,8 @@ def _time_left(found):
 
 def evaluations(folders: Iterable[str | Path], batch: int = 1, words: Sequence[str] = ()) -> list[str]:
     """The command lines that evaluate all runs in some folders, `batch` runs a line. A folder may itself be a run."""
+    if taken := _options(words, EVALUATED):
+        raise UserError(f"{taken[0]} is set by the folders; eval.py evaluates single networks of your choice")
     found = []
     for folder in map(Path, folders):
         try:
@@ -179,11 +182,15 @@ def evaluations(folders: Iterable[str | Path], batch: int = 1, words: Sequence[s
 
 def check_words(words: Sequence[str]) -> None:
     """Raises UserError, or ends with the parser's message, if these are no options for the jobs of a grid."""
-    for word in words:
-        name = word.partition("=")[0].removeprefix("--")
-        if word.startswith("--") and name in OWNED:
-            raise UserError(f"--{name} is set by the grid; train.py trains single networks of your choice")
+    if taken := _options(words, OWNED):
+        raise UserError(f"{taken[0]} is set by the grid; train.py trains single networks of your choice")
     runs.asked(options.parser().parse_args(["--dataset", "any", *words]))
+
+
+def _options(words, names):
+    """Those of some words that are options of these names."""
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    return [option for option in options if option.removeprefix("--") in names]
 
 
 def shared(words: Sequence[str]) -> list[str]:
@@ -233,4 +240,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(str(error))
+        sys.exit(one_line(error))

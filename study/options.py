@@ -6,6 +6,8 @@ import json
 from study import grids
 from study.cli import Parser
 
+MOST_RUNS = 100_000  # of one command
+
 
 def parser(description: str = "", datasets: str = "name of a data set") -> Parser:
     """The parser of train.py's words. What values hyperparameters may have, `grids.check` says.
@@ -47,6 +49,8 @@ def run_range(text: str) -> range:
     first, dash, last = text.partition("-")
     if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
         raise argparse.ArgumentTypeError(f"expected a number such as 3 or a range such as 1000-1099, not {text!r}")
+    if int(last or first) - int(first) >= MOST_RUNS:
+        raise argparse.ArgumentTypeError(f"{text} are more than {MOST_RUNS} runs")
     return range(int(first), int(last or first) + 1)
 
 

@@ -34,17 +34,25 @@ CIFAR_ARCHIVE = "cifar-10-python.tar.gz"
 # MNIST
 
 
-def mnist_files(root: Path) -> list[Path]:
-    """MNIST_FILES on disk, downloaded if none is there.
+def mnist_files(root: Path) -> list[Path] | None:
+    """MNIST_FILES on disk; None if none is there.
 
     Args:
         root: data/mnist. Looks in MNIST/raw below it, then elsewhere in it, then in data/MNIST.
 
-    Raises: UserError if some are missing, or all are and the download fails.
+    Raises: UserError if some are missing.
     """
-    folders = [root / "MNIST" / "raw", root / "MNIST", root / "raw", root]
-    folders += [root.parent / "MNIST" / "raw", root.parent / "MNIST"]
-    return _found(folders, MNIST_FILES) or _downloaded("MNIST", root, folders, MNIST_FILES)
+    return _found(_mnist_folders(root), MNIST_FILES)
+
+
+def download_mnist(root: Path) -> list[Path]:
+    """Puts MNIST's files below data/mnist and returns MNIST_FILES. Raises UserError if that fails."""
+    return _downloaded("MNIST", root, _mnist_folders(root), MNIST_FILES)
+
+
+def _mnist_folders(root):
+    inside = [root / "MNIST" / "raw", root / "MNIST", root / "raw", root]
+    return [*inside, root.parent / "MNIST" / "raw", root.parent / "MNIST"]
 
 
 def read_mnist(root: Path) -> list[np.ndarray]:
@@ -77,13 +85,19 @@ def _read_idx(path):
 # CIFAR-10
 
 
-def cifar10_files(root: Path) -> list[Path]:
-    """CIFAR_FILES on disk, or the archive that holds them; downloaded if none is there. Raises like `mnist_files`."""
-    folders = [root / "cifar-10-batches-py", root, root.parent / "cifar-10-batches-py"]
-    found = _found(folders, CIFAR_FILES)
-    if found is None:
-        found = [folder / CIFAR_ARCHIVE for folder in (root, root.parent) if (folder / CIFAR_ARCHIVE).exists()][:1]
-    return found or _downloaded("CIFAR10", root, folders, CIFAR_FILES)
+def cifar10_files(root: Path) -> list[Path] | None:
+    """CIFAR_FILES on disk, or the archive that holds them; None if none is there. Raises like `mnist_files`."""
+    archives = [folder / CIFAR_ARCHIVE for folder in (root, root.parent) if (folder / CIFAR_ARCHIVE).exists()]
+    return _found(_cifar10_folders(root), CIFAR_FILES) or archives[:1] or None
+
+
+def download_cifar10(root: Path) -> list[Path]:
+    """Like `download_mnist`, for CIFAR-10."""
+    return _downloaded("CIFAR10", root, _cifar10_folders(root), CIFAR_FILES)
+
+
+def _cifar10_folders(root):
+    return [root / "cifar-10-batches-py", root, root.parent / "cifar-10-batches-py"]
 
 
 def read_cifar10(root: Path) -> list[np.ndarray]:

@@ -531,6 +531,17 @@ def test_modules_of_another_form_are_one_line(tmp_path, modules, capsys):
     assert grids.uid(**SPEC) in capsys.readouterr().err or modules in (None, {"forward_cov": None})
 
 
+@pytest.mark.parametrize("clusters", ["x", torch.ones(3), None])
+def test_clusters_of_another_form_are_nan_in_tables_and_one_line_where_drawn(tmp_path, clusters, capsys):
+    stored = made_up.evaluated(SPEC)
+    stored["modules"]["forward_cov"][0]["clusters"] = clusters
+    path = write(tmp_path, SPEC, stored)
+    table = load_data_as_table([SPEC], ["test_acc", "modules.forward_cov.0.sizes"], tmp_path)
+    assert table["sizes"].isna().all() and f"{path}: " in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"^{path}: [^\n]*$"):
+        analysis.main(argparse.Namespace(checkpoint=[path], layer=0, plot=True))
+
+
 @pytest.mark.parametrize("layer", ["9", "2", "-1"])
 def test_a_layer_that_is_not_there_is_one_line(logs, layer):
     path = logs / grids.uid(**SPEC) / "weights" / "last.ckpt"

@@ -165,7 +165,14 @@ def test_results_that_are_none_count_as_not_there(tmp_path, mmap):
 
 @pytest.mark.parametrize(
     "content",
-    [{"modules": []}, {"modules": {"a": {}}}, {"align": {"a:a": [None]}}, {"hyper_parameters": "x"}, {"state_dict": 1}],
+    [
+        {"modules": []},
+        {"assoc_made_with": [1]},
+        {"modules": {"a": {}}},
+        {"align": {"a:a": [None]}},
+        {"hyper_parameters": "x"},
+        {"state_dict": 1},
+    ],
 )
 def test_entries_of_another_form_are_refused(tmp_path, content):
     checkpoints.write(tmp_path / "a.ckpt", content)

@@ -10,7 +10,7 @@ from made_up_data import data_set_arrays, data_set_row, save_image
 import eval as evaluation
 import models
 import train
-from study import datasets
+from study import datasets, raw_files
 from study import evaluation as steps
 from study.cli import UserError
 
@@ -209,6 +209,14 @@ def test_arrays_are_checked_and_nothing_is_kept_of_wrong_ones(tmp_path, monkeypa
     with pytest.raises(UserError, match=said):
         datasets.load("blobs", tmp_path)
     assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_images_and_raw_files_of_one_name_in_one_folder_are_refused(folder):
+    (folder / "cifar10" / "cifar-10-batches-py").mkdir()
+    for name in raw_files.CIFAR_FILES:
+        (folder / "cifar10" / "cifar-10-batches-py" / name).touch()
+    with pytest.raises(UserError, match=r"cifar10 holds images in folders, and .*data_batch_1: which are meant"):
+        datasets.load("cifar10", folder)
 
 
 def test_known_data_sets_in_folders_have_their_own_shape_and_classes(folder):

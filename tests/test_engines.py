@@ -322,11 +322,18 @@ with open("trained", "a") as file:
 sys.exit(os.path.exists("fail"))
 """
 EVALUATION = """
-import sys
-print("evaluated")
-with open("evaluated", "a") as file:
-    print(*sys.argv[1:], file=file)
-sys.exit("--fail" in sys.argv)
+import argparse, sys
+def parser():
+    p = argparse.ArgumentParser(prog="eval.py", usage="")
+    p.add_argument("--fail", action="store_true")
+    for name in ("--null-draws", "--seed", "--jac-directions", "--data-dir", "--metrics"):
+        p.add_argument(name)
+    return p
+if __name__ == "__main__":
+    print("evaluated")
+    with open("evaluated", "a") as file:
+        print(*sys.argv[1:], file=file)
+    sys.exit("--fail" in sys.argv)
 """
 
 
@@ -403,6 +410,19 @@ def test_options_reach_the_evaluations_and_runs_with_only_a_dummy_are_evaluated(
     assert sorted(lines) == [f"{line} --null-draws 0 --metrics a b" for line in expected]
 
 
+@pytest.mark.parametrize("words", ["--null-draws", "--max-epochs 3", "--run-dir x", "--ckpt-file=x"])
+def test_wrong_options_of_an_evaluation_are_told_once_and_nothing_is_evaluated(stand_ins, words):
+    result = script("eval.sh", "logs-demo-drop", "logs-demo-dummy", *words.split(), BATCH="1")
+    assert result.returncode and words.split("=")[0].split()[0] in result.stderr.splitlines()[-1]
+    assert "jobs" not in result.stdout and not (stand_ins / "evaluated").exists()
+
+
+@pytest.mark.parametrize("python", ["no/such/python", "no-such-python"])
+def test_a_python_that_is_not_there_is_told_in_one_line(stand_ins, python):
+    result = script("train.sh", "demo", PYTHON=python)
+    assert result.returncode == 2 and result.stderr == f"PYTHON={python}: no such program\n"
+
+
 def test_paths_are_those_of_the_caller_and_the_scripts_may_be_links(stand_ins, tmp_path_factory):
     """From another folder, through links there: results stay in the project, the caller's paths are the caller's."""
     elsewhere = tmp_path_factory.mktemp("else where")
@@ -432,12 +452,16 @@ def test_python_may_have_a_path_with_spaces_and_odd_letters(stand_ins, tmp_path_
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [*(("JOBS", value) for value in ("0", "-3", "abc", "1.5", "1 2", "00", "+1")), ("BATCH", "0"), ("RETRIES", "-1")],
+    [
+        *(("JOBS", value) for value in ("0", "-3", "abc", "1.5", "1 2", "00", "+1", "9" * 20)),
+        ("BATCH", "0"),
+        ("RETRIES", "-1"),
+    ],
 )
 def test_settings_that_are_no_numbers_are_refused(stand_ins, name, value):
     for words in (["train.sh", "demo"], ["train.sh", "demo", "--list"], ["eval.sh", "logs-demo-drop"]):
         result = script(*words, **{name: value})
-        assert result.returncode == 2 and result.stderr == f"{name}={value}: expected a whole number from 1\n"
+        assert result.returncode == 2 and result.stderr == f"{name}={value}: expected a whole number from 1 to 999999\n"
     assert not (stand_ins / "trained").exists() and not (stand_ins / "evaluated").exists()
 
 

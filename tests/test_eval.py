@@ -417,6 +417,9 @@ def test_results_that_are_none_are_made(path, data, kind):
         ["--jac-directions", "3"],
         ["--jac-directions", "0"],
         ["--seed", "-1"],
+        ["--seed", str(2**62)],
+        ["--null-draws", "9" * 20],
+        ["--lesion-images", "9" * 20],
         ["--search", "nonsense"],
         ["--metrics", "nonsense"],
         ["--metrics", ","],
@@ -551,7 +554,7 @@ def test_weights_that_are_no_numbers_are_refused(path, data):
         (["--ckpt-file", "README.md"], "README.md: damaged, or not a checkpoint"),
         (["--ckpt-file", "nothing.ckpt"], "nothing.ckpt: no such file"),
         (["--run-dir", "tests"], "tests: no checkpoint in it"),
-        (["--run-dir", "nowhere"], "nowhere: no checkpoint in it"),
+        (["--run-dir", "nowhere"], "nowhere: no such folder"),
         ([], "nothing to evaluate"),
     ],
 )

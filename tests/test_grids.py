@@ -115,7 +115,7 @@ GOOD = {"dataset": "mnist", "task": "sup", "l2": 0.1, "l1": 0, "drop": 0.99, "ru
         *((name, value) for name in ("l2", "l1", "drop") for value in (float("nan"), float("inf"), -0.1, "1", None)),
         ("drop", 1.0),
         *(("train_val_split", value) for value in (0, 0.0, 1, 1.5, -0.5, float("nan"), "0.9")),
-        *(("batch_size", value) for value in (0, -1, 1.5, True, "200")),
+        *(("batch_size", value) for value in (0, -1, 1.5, True, "200", 2**64)),
         *(("run", value) for value in (-1, 0.5, None)),
         *(("seed", value) for value in (-1, 2**64, "x", 1.5)),
         *(("model_args", value) for value in (None, [], "{}")),

@@ -187,6 +187,11 @@ def test_printers_colours_become_screen_colours(tree):
 # What is refused
 
 
+def save_deep(path, values):
+    """An image of other numbers than whole ones from 0 to 65535: TIFF, by whatever name."""
+    Image.fromarray(values).save(path, format="TIFF")
+
+
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -219,6 +224,9 @@ REFUSED = {
     "nothing": (lambda t: write(t / "train/disc/9.png", b""), "disc.9.png: cannot be read as an image"),
     "truncated": (lambda t: truncate(t / "test/ring/1.png"), "test.ring.1.png: cannot be read as an image"),
     "dangling link": (lambda t: (t / "train/disc/9.png").symlink_to("nowhere.png"), "disc.9.png: No such file"),
+    "floats": (lambda t: save_deep(t / "train/disc/0.png", pixels(0) / np.float32(255)), "0.png.*more than 16 bits"),
+    "32 bits": (lambda t: save_deep(t / "test/ring/1.png", pixels(0).astype(np.int32) << 16), "1.png.*more than 16"),
+    "below 0": (lambda t: save_deep(t / "test/ring/1.png", -1 - pixels(0).astype(np.int32)), "1.png.*more than 16"),
     "pipe": (lambda t: os.mkfifo(t / "train/disc/9.png"), "disc.9.png: not a file"),
     "empty class": (lambda t: (t / "train" / "disk").mkdir(), "train.disk: holds no image"),
     "empty in test": (lambda t: empty(t / "test" / "ring"), "test.ring: holds no image"),

@@ -308,6 +308,16 @@ def test_replaced_data_is_noticed_by_the_job_list(tmp_path, monkeypatch):
         jobs.commands("demo", ["l2"], unfinished_only=True)
 
 
+def test_looking_at_data_downloads_nothing(tmp_path, monkeypatch):
+    for name in ("mnist", "cifar10", "unknown"):
+        row = datasets.DATASETS.get(name)
+        if row:
+            monkeypatch.setitem(datasets.DATASETS, name, row._replace(download=lambda root: pytest.fail("a download")))
+        (tmp_path / name).mkdir()
+        assert jobs.data_at_hand(name, tmp_path) is None
+        assert list((tmp_path / name).iterdir()) == []
+
+
 def test_the_job_list_never_waits_for_torch(tmp_path):
     """Not even where it looks at the data that runs were trained on: torch takes seconds to import."""
     code = (

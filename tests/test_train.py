@@ -303,6 +303,8 @@ MEANINGLESS = [
     *("--run -1", "--seed -1", "--seed 99999999999999999999999", "--precision 16", "--model-args []", "--model-args {"),
     *("--model-args {\"channels\":[]}", "--model-args {\"channels\":[0]}", "--model-args {\"chanels\":[8]}"),
     *("--model-args {\"channels\":8}", "--model-args {\"channels\":[-8]}", "--model-args {\"channels\":[\"8\"]}"),
+    *(f'--model-args {{"channels":[{wide}]}}' for wide in ("999999999999", f"{2**40},{2**40}", "9" * 30)),
+    *("--run 0-99999999999", f"--batch-size {2**64}", "--device cuda:²"),
     *("--device cuda:99", "--device gpu", "--dataset imagenet", "--dataset ../mnist", "--task unsup", "--drp 0.1"),
 ]  # fmt: skip
 
@@ -357,6 +359,12 @@ def test_ctrl_c_ends_a_training_with_status_130_and_it_goes_on(copy, again, monk
 def test_a_mistake_on_the_command_line_ends_with_one_line(program):
     told = "train.py: drop is 1.0: expected a number from 0 to below 1\n"
     assert program("train.py", "--dataset", "mnist", "--drop", "1") == (1, "", told)
+
+
+def test_names_with_line_ends_do_not_make_two_lines_of_an_error():
+    with pytest.raises(SystemExit) as ended, cli.one_line_errors("train.py"):
+        raise UserError("a\nb: no such folder")
+    assert ended.value.code == "train.py: a b: no such folder"
 
 
 @pytest.mark.parametrize(("text", "n"), [("4", 4), ("4,2", 4), (" 3 ", 3), ("", None), ("many", None), ("0", None)])

@@ -9,7 +9,7 @@ import itertools
 import math
 import sys
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -111,12 +111,21 @@ def check_val_loss(stored: dict, loss: float) -> None:
         )
 
 
+def batches(model: nn.Module, split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The images and labels of a split in the size and layout that the network is fastest with."""
+    if not isinstance(model, models.Cifar10Fast):
+        yield from split.batches(BATCH_SIZE)
+        return
+    for x, y in split.batches(CONVOLUTIONAL_BATCH_SIZE):
+        yield x.contiguous(memory_format=torch.channels_last), y
+
+
 @torch.inference_mode()
 def loss_and_accuracy(model: nn.Module, split: Split) -> tuple[float, float]:
     """Mean cross-entropy and fraction correct over a split, unflipped."""
     loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
-    for x, y in split.batches(BATCH_SIZE):
+    for x, y in batches(model, split):
         logits = model(x)[1]
         loss += F.cross_entropy(logits, y, reduction="sum")
         correct += (logits.argmax(1) == y).sum()
@@ -168,11 +177,10 @@ def directions(args: argparse.Namespace) -> dict:
 def add_associations(stored: dict, args: argparse.Namespace, missing: list[str]) -> None:
     """The similarity of each pair of units of each layer, over the test set."""
     model, (_, _, test) = network(stored, args.device), splits_of(stored, args)
-    convolutional = isinstance(model, models.Cifar10Fast)
     try:
         found = associations(
             model,
-            test.batches(CONVOLUTIONAL_BATCH_SIZE if convolutional else BATCH_SIZE),
+            batches(model, test),
             methods=sorted({method.removesuffix(COMBINED) for method in missing}),
             combined=any(method.endswith(COMBINED) for method in missing),
             seed=args.seed,
@@ -216,7 +224,7 @@ def add_silent(stored: dict, args: argparse.Namespace, missing: list[str]) -> No
 def silent_units(model: nn.Module, split: Split) -> list[torch.Tensor]:
     """Which units of each layer are zero at every location, for every image: (d,) bool, one a layer."""
     fire = None
-    for x, _ in split.batches(BATCH_SIZE):
+    for x, _ in batches(model, split):
         now = [(h != 0).transpose(0, 1).flatten(1).any(1) for h in model(x)[0]]
         fire = now if fire is None else [a | b for a, b in zip(fire, now, strict=True)]
     return [~some.cpu() for some in fire]

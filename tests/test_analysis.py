@@ -560,8 +560,11 @@ def test_a_reader_that_is_gone_is_no_error_though_all_fits_into_the_buffer():
     reader, writer = os.pipe()
     os.close(reader)
     code = "from study import cli\nwith cli.one_line_errors('a.py'):\n    print('a')"
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}
     words = [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd=made_up.REPOSITORY, stdout=writer, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        words, cwd=made_up.REPOSITORY, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
 

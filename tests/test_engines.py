@@ -115,9 +115,10 @@ def test_parallel_tries_a_line_that_fails_again(place, parallel, retries, tries)
     assert result.returncode != 0 and "1 of 1 jobs failed" in result.stdout
     assert (place / "tries").read_text() == "x" * tries
     (place / "tries").unlink()
-    result = run_lines([f"count {tries}"], ENGINE="parallel", RETRIES=retries)
-    assert result.returncode == 0, result.stdout
+    result = run_lines([f"count {tries}", "exit 3"], ENGINE="parallel", RETRIES=retries)
     assert (place / "tries").read_text() == "x" * tries
+    assert "1 of 2 jobs failed" in result.stdout
+    assert [path.name for path in place.glob("logs/jobs/*/*.failed")] == ["2.failed"]
 
 
 def test_the_local_engine_tries_a_line_once(place):

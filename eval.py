@@ -186,7 +186,7 @@ def parser() -> cli.Parser:
     p.add_argument(
         "--lesion-images",
         type=positive,
-        help="of each class, from the test split (default: 200, with convolutions 20)",
+        help="of each class, from the test split (default: 200, with convolutions 10)",
     )
     p.add_argument(
         "--lesion-draws", type=number, help="shuffled clusterings in the null (default: 100, with convolutions 10)"

@@ -25,6 +25,7 @@ def verdicts(found: Results) -> Iterator[str]:
         differences = family_differences(found, kind)
         for layer, rows in differences[differences["condition"].isin(("trained", "untrained"))].groupby("layer"):
             texts = [family_verdict(row) for _, row in rows.iloc[::-1].iterrows()]
+            texts += range_verdict(differences[differences["layer"] == layer].dropna(subset="strength"))
             yield f"z of specialization, {title}, layer {layer}: {'; '.join(texts)}."
         effects = specialization_effects(found, kind)
         for _, rows in effects[effects["assoc"].isin(PAPER_METHODS)].groupby("regularizer", sort=False):
@@ -39,6 +40,13 @@ def family_verdict(row):
     means = ", ".join(f"{family} {row[family]:.2f}" for family in FAMILIES)
     difference = with_interval(row, "difference", "+.2f")
     return f"{row['condition']} {means}, difference within networks {difference} (n = {row['n']})"
+
+
+def range_verdict(points):
+    """Between which grid points the differences of the two families lie, in a list; empty for a single one."""
+    ends = [points.loc[points["difference"].idxmin()], points.loc[points["difference"].idxmax()]] if len(points) else []
+    texts = [f"{row['difference']:+.2f} at {setting(row['condition'], row['strength'])}" for row in ends]
+    return [f"from {' to '.join(texts)}"] if len(points) > 1 else []
 
 
 def effect_verdict(rows):

@@ -43,7 +43,7 @@ class LesionSize(NamedTuple):
 
 
 DENSE_LESIONS = LesionSize(images=200, draws=100)
-CONVOLUTIONAL_LESIONS = LesionSize(images=20, draws=10)  # all behind the layer runs for each lesion
+CONVOLUTIONAL_LESIONS = LesionSize(images=10, draws=10)  # each lesion runs all that is behind the layer: minutes
 
 
 Step = tuple[

@@ -69,7 +69,7 @@ def test_defaults_are_as_many_as_their_time_allows(path, data):
     assert [o | {"seed": 0} for o in steps.lesion_options(stored, args, "forward_cov")] == [dense | {"seed": 0}] * 2
     stored["state_dict"]["w"] = torch.zeros(2, 2, 3, 3)
     (first, second) = steps.lesion_options(stored, args, "forward_cov")
-    assert (first["images"], first["draws"]) == (20, 10)
+    assert (first["images"], first["draws"]) == (10, 10)
     assert first["seed"] == steps.stream(0, "lesions", 0) != second["seed"]
 
 

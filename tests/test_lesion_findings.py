@@ -13,6 +13,7 @@ from test_plots import assert_band, assert_curve, bands, error_bars, legend_of, 
 
 from associations import DOWNSTREAM, METHODS, UPSTREAM
 from report import lesion_figures, lesion_findings, lesion_text, style, summary
+from study import grids
 
 KINDS = {"mean": "lesions to the mean", "zero": "lesions to zero"}
 
@@ -176,6 +177,12 @@ def test_sentences_hold_the_numbers_of_plain_loops(distinct):
                     f"{condition} upstream {statistics.fmean(up):.2f}, downstream {statistics.fmean(down):.2f}, "
                     f"difference within networks {paired} (n = {len(up)})"
                 )
+            means = {}
+            for (name, strength), networks in usable_points(distinct).items():
+                known = [pairs[n][0] - pairs[n][1] for n in networks if n in pairs]
+                means[f"{grids.REGULARIZERS[name].label} {strength:.2g}".replace("e-0", "e-")] = statistics.fmean(known)
+            low, high = min(means, key=means.get), max(means, key=means.get)
+            texts.append(f"from {means[low]:+.2f} at {low} to {means[high]:+.2f} at {high}")
             assert lines[i + layer] == f"z of specialization, {title}, layer {layer}: {'; '.join(texts)}."
         ends = {"dropout": (0.0, 0.6, "drop"), "L1 weight": (0.0, 1e-3, "l1"), "L2 weight": (1e-5, 1e-2, "l2")}
         for line, (label, (low, high, name)) in zip(lines[i + 2 : i + 5], ends.items(), strict=True):

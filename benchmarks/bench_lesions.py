@@ -30,7 +30,7 @@ def clusterings(units: int, seed: int) -> dict[str, torch.Tensor]:
     """One random clustering for each method."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLUSTERS, (METHODS, units), generator=generator)
-    return {str(i): torch.eye(CLUSTERS)[each] for i, each in enumerate(labels)}
+    return {str(i): torch.eye(CLUSTERS)[each][:, each.unique()] for i, each in enumerate(labels)}
 
 
 def groups_of(found: dict[str, torch.Tensor], draws: int) -> Iterator[torch.Tensor]:
@@ -81,7 +81,7 @@ def rows(model: nn.Module, shape: tuple[int, ...], size: LesionSize) -> Iterator
         few = groups[:LOOPED]
         loop, effects = seconds(lambda layer=layer, few=few: plain_loop(model, images, labels, layer, few))
         plain, passes = loop / len(few) * len(groups), n * (2 * different + 1)
-        first = effects[:CLUSTERS, 0]
+        first = effects[: found["0"].shape[1], 0]
         error = (results["0"]["mean_effects"] - first).abs().max() / first.abs().max()
         print(
             f"  layer {layer}: {ours:6.1f} s, plain loop {plain:7.1f} s ({plain / ours:5.1f} ×), {len(groups)} groups, "

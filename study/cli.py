@@ -66,6 +66,8 @@ def named(path: Path) -> Iterator[None]:
         yield
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
+    except BrokenPipeError:  # is no fault of the file's
+        raise
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
     except Exception as error:

@@ -501,7 +501,7 @@ def test_shuffled_clusterings_keep_sizes_and_dead_units_and_are_otherwise_unifor
 
 def test_the_null_is_what_the_shuffled_clusterings_give():
     model, (images, labels) = dense(), data()
-    clusters = torch.eye(3)[torch.tensor([0, 1, 2, 0, 1, 0, 0])]
+    clusters = torch.eye(3)[torch.tensor([1, 0, 2, 1, 0, 1, 1])]
     clusters[4] = 0
     found = find_lesions(model, images, labels, {"a": clusters}, layer=0, draws=8, seed=2)["a"]
     own, null = [], []
@@ -595,6 +595,21 @@ def test_units_that_do_nothing_have_no_effect_and_no_specialization():
     found = find_lesions(model, images.float(), labels, {"a": groups[:, :2]}, layer=0, draws=5)["a"]
     assert found["mean_importance"] == 0 and math.isnan(found["mean_specialization"])
     assert math.isnan(found["mean_specialization_z"]) and math.isnan(found["mean_specialization_p"])
+
+
+def test_effects_within_the_rounding_of_the_logits_are_none():
+    model = MnistSupervised(channels=(7,), input_shape=(4,), num_classes=3).eval()
+    with torch.no_grad():
+        model.fc_layers[0].weight.copy_(torch.linspace(0.3, 0.9, 4).expand(7, 4))  # all units are alike
+        model.fc_layers[0].bias.zero_()
+        weight = torch.randn(3, 7, generator=torch.Generator().manual_seed(1))
+        weight[:, 6] = -weight[:, :6].double().sum(1).float()  # and cancel, but for rounding
+        model.proj.weight.copy_(weight)
+        model.proj.bias.copy_(torch.tensor([9.0, -3, 2]))
+    images, labels = torch.rand(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+    effects = lesion_effects(model, images, labels, torch.tensor([[1, 1]] * 6 + [[1, 0]]), layer=0)
+    for kind in KINDS:
+        assert (effects[kind][0] == 0).all() and (effects[kind][1] != 0).all()
 
 
 def test_constant_units_have_no_mean_effect_where_the_network_runs_again_either():

@@ -25,6 +25,7 @@ from evaluated import (
 )
 from torch.nn import functional as F
 
+import analysis
 import associations
 import eval as evaluation
 import modularity
@@ -358,6 +359,19 @@ def test_what_is_skipped_is_not_there(path, data):
     some = evaluate(path, data, "--skip-alignment")
     assert some["modules"] and not some.get("align")
     assert evaluate(path, data)["align"]
+
+
+def test_a_quantity_is_one_step_more_and_any_table_has_it(path, data, monkeypatch):
+    def missing(stored, args):
+        return [] if "widest" in stored else ["widest"]
+
+    def add(stored, args, names):
+        stored["widest"] = max(CHANNELS)
+
+    monkeypatch.setattr(evaluation, "steps_of", lambda args: [*steps.steps_of(args), ("width", missing, add)])
+    evaluate(path, data, "--skip-modularity")
+    table = analysis.load_checkpoints([path], ["widest"])
+    assert table["widest"].tolist() == [max(CHANNELS)]
 
 
 def test_only_the_metrics_asked_for_are_computed(path, data):

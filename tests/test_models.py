@@ -1,10 +1,14 @@
 """The networks against their specification, and the norms of their weights against closed forms."""
 
+import sys
+
 import pytest
 import torch
+from torch import nn
 
 import models
 from models import Cifar10Fast, LitWrapper, MnistSupervised, norms
+from study import datasets
 
 
 def test_mnist_network_has_the_specified_shapes_and_names():
@@ -220,3 +224,20 @@ def test_a_network_beside_the_table_is_made_of_its_arguments_alone():
 def test_impossible_networks_are_refused(dataset, drop, model_args, said):
     with pytest.raises(ValueError, match=said):
         models.build(dataset, drop, model_args)
+
+
+class Linear(nn.Module):
+    """A network with an argument of its own."""
+
+    def __init__(self, pdrop=0.0, width=7, input_shape=(1, 28, 28), num_classes=10):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(input_shape[1] * input_shape[2], width), nn.Linear(width, num_classes)
+
+
+def test_a_network_is_one_entry_of_the_table_and_a_data_set_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules["models.build"].NETWORKS, "Linear", Linear)
+    monkeypatch.setitem(datasets.DATASETS, "mnist", datasets.DATASETS["mnist"]._replace(network="Linear"))
+    assert models.build("mnist", 0.2, {"width": 3}).hidden.weight.shape == (3, 784)
+    assert LitWrapper("mnist", model_args={"width": 4}).model.out.weight.shape == (10, 4)
+    with pytest.raises(ValueError, match="channels unknown: Linear takes input_shape, num_classes, width"):
+        models.build("mnist", 0.2, {"channels": [3]})

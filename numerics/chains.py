@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 from torch.autograd import grad
+from torch.autograd.graph import get_gradient_edge
 
 from numerics import losses
+from numerics.graph import before_changes_of_form, kind_of
 from numerics.running_sums import gram
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -15,7 +17,8 @@ def run_chain(model, run, x):
 
     That it is one is read off the values: each linear layer's input equals the layer before (or the flattened x), each
     hidden layer equals the ReLU of its linear layer's output, and the logits equal the last one's output. And off a
-    random pullback on the whole batch: autograd's gradients are the products of weights and masks.
+    random pullback on the whole batch: autograd's gradients are the products of weights and masks; to x itself, where
+    that would take long, nothing but changes of form lies before the first linear layer.
 
     Returns: hidden, logits, and [W₁, …, W_L, W_out], each (out, in), or None where the network is anything else.
     """
@@ -26,7 +29,8 @@ def run_chain(model, run, x):
 
     def note(module, inputs, output):
         inside = torch._C._functorch.maybe_current_level() is not None  # vmap, whose tensors must not leave it
-        calls.append(() if inside else (module, *inputs, output))
+        plain = not inside and output.requires_grad
+        calls.append((module, *inputs, output, get_gradient_edge(output)) if plain else ())
 
     handles = [module.register_forward_hook(note) for module in linears]
     try:
@@ -34,14 +38,14 @@ def run_chain(model, run, x):
     finally:
         for handle in handles:
             handle.remove()
-    if len(calls) != len(hidden) + 1 or any(len(call) != 3 for call in calls):
+    if len(calls) != len(hidden) + 1 or any(len(call) != 4 for call in calls):
         return hidden, logits, None
-    modules, inputs, outputs = zip(*calls, strict=True)
+    modules, inputs, outputs, edges = zip(*calls, strict=True)
     expected = [x.flatten(1), *hidden, *hidden, logits]
     found = [*inputs, *(torch.relu(output) for output in outputs[:-1]), outputs[-1]]
     weights = [module.weight for module in modules]
     is_chain = all(_same(a, b) for a, b in zip(expected, found, strict=True))
-    is_chain = is_chain and _has_gradients_of_chain(weights, x, hidden, logits)
+    is_chain = is_chain and _reads(edges[0].node, x) and _has_gradients_of_chain(weights, edges[0], hidden, logits)
     return hidden, logits, weights if is_chain else None
 
 
@@ -56,15 +60,31 @@ def _same(a, b):
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def _has_gradients_of_chain(weights, x, hidden, logits):
-    """Whether autograd's gradients of Σ_l ⟨u_l, h_l⟩ + ⟨r, y⟩ by x and all layers, u and r random, are the chain's."""
-    generator = torch.Generator(x.device).manual_seed(0)
-    tops = [*hidden, logits]
-    if not all(tensor.requires_grad and tensor.dtype == x.dtype and tensor.numel() for tensor in (x, *tops)):
+def _reads(linear, x):
+    """Whether a linear layer, by what autograd recorded of it, is one of x, whose form alone was changed before."""
+    below = [node for node, _ in linear.next_functions if node is not None]
+    if kind_of(linear) not in ("Addmm", "Mm") or len(below) != 1:
         return False
-    u = [torch.randn(top.shape, generator=generator, dtype=top.dtype, device=top.device) for top in tops]
+    return getattr(before_changes_of_form(below[0]), "variable", None) is x
+
+
+def _has_gradients_of_chain(weights, first, hidden, logits):
+    """Whether autograd's gradients of Σ_l ⟨u_l, h_l⟩ + ⟨r, y⟩ by W₁x + b and all layers, u, r random, are the chain's.
+
+    Args: first: W₁x + b, as an edge of the graph.
+    """
+    generator = torch.Generator(logits.device).manual_seed(0)
+    tops = [*hidden, logits]
+    if not all(top.requires_grad and top.dtype == weights[0].dtype and top.numel() for top in tops):
+        return False
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator, dtype=logits.dtype, device=logits.device)
+
+    of_example = random(len(logits), 1)
+    u = [of_example * random(top.shape[1]) for top in tops]
     try:
-        found = grad(tops, [x, *hidden], u, retain_graph=True, allow_unused=True)
+        found = grad(tops, [first, *hidden], u, retain_graph=True, allow_unused=True)
     except RuntimeError:
         return False
     gradient = u[-1] @ weights[-1]
@@ -75,10 +95,7 @@ def _has_gradients_of_chain(weights, x, hidden, logits):
         gradient = gradient * active(hidden[layer])
         if layer:
             gradient = gradient @ weights[layer]
-    if found[0] is None:
-        return False
-    line = torch.randn(weights[0].shape[1], generator=generator, dtype=x.dtype, device=x.device)
-    return agree(found[0].flatten(1) @ line, gradient @ (weights[0] @ line))  # in one random direction: x is large
+    return agree(found[0], gradient)
 
 
 def agree(a, b):

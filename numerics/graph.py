@@ -20,6 +20,21 @@ PRODUCTS = {
 }
 
 
+CHANGES_OF_FORM = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Clone", "Alias", "ToCopy"}
+
+
+def kind_of(node):
+    """The name of an operation: "Relu" for "ReluBackward0"."""
+    return node.name().rstrip("0123456789").removesuffix("Backward")
+
+
+def before_changes_of_form(node):
+    """The operation, or leaf, that made the numbers that reach a node of the graph; None for no node."""
+    while node is not None and kind_of(node) in CHANGES_OF_FORM:
+        node = node.next_functions[0][0]
+    return node
+
+
 class Paths(NamedTuple):
     """Of the ways from the hidden layers to the logits.
 
@@ -74,7 +89,7 @@ def paths(hidden, results):
             if getattr(node, "_forward_cls", None) not in PIECEWISE_LINEAR_FUNCTIONS:
                 custom.add(name.removesuffix("Backward"))
             continue
-        kind = name[:-1].removesuffix("Backward")  # "ReluBackward0"
+        kind = kind_of(node)
         below = dict(enumerate(node.next_functions))  # a product with a plain number has one factor
         edges = [below[factor] for factor in PRODUCTS.get(kind, ()) if factor in below]
         varying = sum(edge[0] is not None and depends(*edge) for edge in edges)

@@ -5,12 +5,12 @@ from torch.autograd import grad
 from torch.nn import functional as F
 
 from numerics import nested
+from numerics.graph import before_changes_of_form, kind_of
 
 STEP = 1 / 3  # finite differences by steps of eps**STEP err by about eps**(2 * STEP)
 KINKED = 0.2  # share of outputs that may sit next to a kink of the loss
 SUM_OF_PROBABILITIES = 1e-3  # by how much it may differ from 1, after some clamping or smoothing
-SIGMOIDS = ("SigmoidBackward", "HardsigmoidBackward", "_HardSigmoidBackward")
-FORMS = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Clone", "Alias", "ToCopy")  # same numbers
+SIGMOIDS = ("Sigmoid", "Hardsigmoid", "_HardSigmoid")
 
 
 def cross_entropy(logits, y):
@@ -53,9 +53,8 @@ def check_labels(
 
 def _is_sigmoid(node):
     """Whether the last operation that autograd recorded, apart from changes of form, is a sigmoid."""
-    while node is not None and node.name().rstrip("0123456789").removesuffix("Backward") in FORMS:
-        node = node.next_functions[0][0]
-    return node is not None and node.name().startswith(SIGMOIDS)
+    node = before_changes_of_form(node)
+    return node is not None and kind_of(node) in SIGMOIDS
 
 
 def check_loss(loss, logits, y):

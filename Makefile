@@ -7,13 +7,14 @@
 # make verify trains two networks of results/ again, and compares (about 2 minutes; needs MNIST)
 # make report  the notebook as one HTML page, figures/EXPERIMENT.html, for EXPERIMENT (default mnist-base)
 # make figures the study's figures and tables, from results/ where there are no checkpoints
+# make clean   removes figures and caches, never trained networks or data
 
 PYTHON3 ?= python3
 PYTHON := .venv/bin/python
 export EXPERIMENT ?= mnist-base
 STUDY = $(patsubst results/%-models.parquet,%,$(filter-out %/original-program-models.parquet,$(wildcard results/*-models.parquet)))
 
-.PHONY: help demo test lint bench faults mutants verify report figures install
+.PHONY: help demo test lint bench faults mutants verify report figures clean install
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -68,3 +69,7 @@ bench: install
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench_modularity
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench_lesions
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.bench_training
+
+clean:
+	rm -rf figures .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -path './logs*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

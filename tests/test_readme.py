@@ -75,3 +75,15 @@ def test_every_module_is_in_the_readmes_map():
     modules = [path.name for path in ROOT.glob("*.py")] + [f"{path.parent.name}/" for path in ROOT.glob("[a-z]*/*.py")]
     assert len(modules) > 30 and {"study/", "numerics/", "report/", "models/", "tests/"} <= set(modules)
     assert [name for name in modules if f"`{name}`" not in README] == []
+
+
+def test_make_clean_removes_figures_and_caches_alone(tmp_path):
+    kept = ["logs-demo-l2/a/weights/best.ckpt", "logs/__pycache__/a", "data/mnist/a", "study/a.py"]
+    for name in [*kept, "figures/demo/a.png", "study/__pycache__/a.pyc", ".ruff_cache/a"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == sorted(
+        ["Makefile", *kept]
+    )

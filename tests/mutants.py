@@ -9,23 +9,30 @@ killed; exits 1 below 90%. Each fault is put into a copy of the project, never i
 """
 
 import argparse
+import multiprocessing
 import os
 import shlex
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import Queue
 
+import matplotlib.pyplot  # noqa: F401 - here and below: loaded once, for all the tests that are started by forking
+import numba  # noqa: F401
+import pandas  # noqa: F401
+import pytest
+import pytorch_lightning  # noqa: F401
+import scipy.stats  # noqa: F401
+import torch  # noqa: F401
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTS = ROOT / "tests" / "mutants"
 REQUIRED = 0.9
 KILLED, SURVIVED, BROKEN = "killed", "SURVIVED", "NOT RUN"
+SECONDS = 300  # tests that take longer have noticed
 
 
 def read_mutants(parts: list[str]) -> list[dict]:
@@ -42,30 +49,53 @@ def read_mutants(parts: list[str]) -> list[dict]:
 
 def passes(copy: Path, tests: str) -> bool | None:
     """Whether some tests pass in a copy of the project; None where pytest could not run any."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    status = subprocess.run(command, cwd=copy, env=environment, capture_output=True).returncode
-    return {0: True, 1: False, 2: False}.get(status)  # 2: the fault broke the import of a test
+    child = os.fork()
+    if not child:
+        run_tests(copy, tests)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return {pytest.ExitCode.OK: True, pytest.ExitCode.USAGE_ERROR: None, pytest.ExitCode.NO_TESTS_COLLECTED: None}.get(
+        status, False
+    )
 
 
-def outcome(mutant: dict, copies: Queue) -> str:
-    """What becomes of one fault, in a copy of the project that nobody else uses meanwhile."""
-    copy = copies.get()
-    file = copy / mutant["file"]
+def run_tests(copy: Path, tests: str) -> None:
+    """Ends the process with pytest's exit status, or by SIGALRM where the tests never end."""
+    signal.alarm(SECONDS)
+    os.chdir(copy)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nothing, stream)
+    sys.path[:] = [str(copy), *(place for place in sys.path if place not in ("", str(ROOT)))]
+    sys.modules.pop("tests", None)  # that of the checkout
+    sys.dont_write_bytecode = True
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    status = 1
+    try:
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)])
+    finally:
+        os._exit(status)
+
+
+def take_copy(copies) -> None:
+    """Gives a process of the pool a copy of the project of its own."""
+    global own_copy
+    own_copy = copies.get()
+
+
+def outcome(mutant: dict) -> str:
+    """What becomes of one fault; without a `file`, of the tests of the unbroken program."""
+    file = own_copy / mutant.get("file", "README.md")
     right = file.read_text()
     try:
-        file.write_text(right.replace(mutant["was"], mutant["became"]))
-        return {True: SURVIVED, False: KILLED, None: BROKEN}[passes(copy, mutant["tests"])]
+        file.write_text(right.replace(mutant.get("was", ""), mutant.get("became", "")) if "file" in mutant else right)
+        return {True: SURVIVED, False: KILLED, None: BROKEN}[passes(own_copy, mutant["tests"])]
     finally:
         file.write_text(right)
-        copies.put(copy)
 
 
-def check_unbroken(mutants: list[dict], copy: Path) -> None:
-    """Exits where tests that should notice a fault fail, or do not exist, without it."""
-    for tests in tqdm(sorted({mutant["tests"] for mutant in mutants}), desc="unbroken", disable=None):
-        if not passes(copy, tests):
-            sys.exit(f"these tests do not pass on the program as it is: pytest {tests}")
+def progress(pool, mutants: list[dict], title: str):
+    """The outcomes, in order, with a bar."""
+    return tqdm(pool.imap(outcome, mutants), total=len(mutants), desc=title, disable=None)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -73,13 +103,18 @@ def main(args: argparse.Namespace) -> None:
     mutants = read_mutants(args.parts)
     equivalent = [mutant for mutant in mutants if "equivalent" in mutant]
     run = [mutant for mutant in mutants if "equivalent" not in mutant]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
-        copies: Queue = Queue()
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        copies = context.Queue()
         for i in range(args.jobs):
             ignored = shutil.ignore_patterns(".git", ".venv", "logs*", "data", "figures", "__pycache__")
             copies.put(Path(shutil.copytree(ROOT, Path(folder) / str(i), ignore=ignored)))
-        check_unbroken(run, copies.queue[0])
-        outcomes = list(tqdm(pool.map(lambda m: outcome(m, copies), run), total=len(run), desc="broken", disable=None))
+        unbroken = [{"tests": tests} for tests in sorted({mutant["tests"] for mutant in run})]
+        with context.Pool(args.jobs, take_copy, (copies,)) as pool:
+            for mutant, result in zip(unbroken, progress(pool, unbroken, "unbroken"), strict=True):
+                if result != SURVIVED:
+                    sys.exit(f"these tests do not pass on the program as it is: pytest {mutant['tests']}")
+            outcomes = list(progress(pool, run, "broken"))
     for mutant, result in zip(run, outcomes, strict=True):
         if result != KILLED:
             print(f"{result}: {mutant['file']}: {mutant['was']!r} → {mutant['became']!r} (pytest {mutant['tests']})")

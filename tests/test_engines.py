@@ -327,7 +327,7 @@ import argparse, sys
 def parser():
     p = argparse.ArgumentParser(prog="eval.py", usage="")
     p.add_argument("--fail", action="store_true")
-    for name in ("--null-draws", "--seed", "--jac-directions", "--data-dir", "--metrics"):
+    for name in ("--null-draws", "--seed", "--jac-directions", "--data-dir", "--device", "--metrics"):
         p.add_argument(name)
     return p
 if __name__ == "__main__":

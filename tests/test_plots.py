@@ -155,6 +155,7 @@ def test_methods_differ_in_colour_and_families_in_line_and_marker_also_in_grey()
 
 
 def test_a_figure_is_saved_as_svg_and_png_and_is_the_same_every_time(found, tmp_path):
+    before = plt.get_fignums()
     saved = [
         [
             path.read_bytes()
@@ -163,7 +164,7 @@ def test_a_figure_is_saved_as_svg_and_png_and_is_the_same_every_time(found, tmp_
         for i in range(2)
     ]
     assert saved[0] == saved[1] and sorted(p.suffix for p in (tmp_path / "0").iterdir()) == [".png", ".svg"]
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == before
 
 
 def test_units_are_sorted_into_blocks_with_borders_between_them():

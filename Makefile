@@ -49,7 +49,7 @@ figures: install
 	cp figures/mnist-base/q.png results/q.png
 
 test: install
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -rs -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	.venv/bin/ruff check .

@@ -33,6 +33,7 @@ def test_check_writes_nothing_and_fails_where_a_number_differs(tables, tmp_path,
     (tmp_path / "report").mkdir()
     shutil.copy(results_page.ROOT / "report" / "deviations.md", tmp_path / "report")
     monkeypatch.setattr(results_page, "ROOT", tmp_path)
+    monkeypatch.setattr(results_page, "page", lambda folder: "# Results\n")
     (tmp_path / "README.md").write_text(f"# A\n{results_page.BEGIN}\nold\n{results_page.END}\nB\n")
     args = results_page.parser().parse_args(["--folder", str(tables)])
     results_page.main(args)

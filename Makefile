@@ -1,8 +1,8 @@
-# make demo    the main job, in small, on real digits: train, evaluate, draw (about 4 minutes after the installation)
+# make demo    the main job, in small, on real digits: train, evaluate, draw (about 6 minutes after the installation)
 # make test    all tests
 # make lint    style
 # make bench   speed, against plain ways of doing the same work
-# make mutants does each test notice its faults? Breaks the program in one place at a time (about half an hour)
+# make mutants does each test notice its faults? Breaks the program in one place at a time (about 40 minutes)
 # make faults  kills, full disks and damaged files, thrown at training and evaluation (about 4 minutes)
 # make verify trains two networks of results/ again, and compares (about 2 minutes; needs MNIST)
 # make report  the notebook as one HTML page, figures/EXPERIMENT.html, for EXPERIMENT (default mnist-base)

@@ -206,10 +206,11 @@ def curves_table(found, value="score", form="{:.3f}"):
     for name, (models, values) in curves.items():
         accuracy = models.groupby("strength")["test_acc"]
         means = values.pivot_table(value, "strength", "assoc", observed=True)
-        first = pd.DataFrame({"regularizer": name, "strength": means.index.map(number)}, index=means.index)
+        strengths = accuracy.count().index
+        first = pd.DataFrame({"regularizer": name, "strength": strengths.map(number)}, index=strengths)
         first = first.assign(n=accuracy.count(), test_acc=accuracy.mean().map("{:.3f}".format))
         rows.append(first.join(means.map(form.format)))
-    return markdown(pd.concat(rows).fillna(""))
+    return markdown(pd.concat(rows).astype(object).fillna(""))
 
 
 def effects_table(found, per_layer=True, value="score"):

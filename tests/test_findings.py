@@ -572,6 +572,15 @@ def test_every_cell_of_the_curves_is_a_mean_at_one_strength(distinct):
                 assert row[method] == form.format(statistics.fmean(map(q[method].get, runs)))
 
 
+def test_a_value_that_no_network_has_leaves_strengths_and_accuracies(distinct):
+    rows = cells(summary.curves_table(distinct._replace(modules=distinct.modules.assign(z=np.nan)), "z", "{:.1f}"))
+    names = ("regularizer", "strength", "n", "test_acc")
+    assert [[row[name] for name in names] for row in rows] == [
+        [row[name] for name in names] for row in cells(summary.curves_table(distinct))
+    ]
+    assert set(rows[0]) == set(names)
+
+
 def test_q_without_silent_units_stands_beside_q(distinct):
     assert summary.has_silent(distinct)
     rows = cells(summary.silent_table(distinct))

@@ -56,8 +56,8 @@ def sorted_matrices(examples):
     matrices = {row.assoc: row for row in examples.itertuples()}
     rows = [family[i : i + PER_ROW] for family in by_family(methods).values() for i in range(0, len(family), PER_ROW)]
     columns = max(map(len, rows))
-    size = (WIDTH * max(columns, 2) / PER_ROW, 3.8 * len(rows) * max(columns, 2) / PER_ROW)
-    fig, axes = plt.subplots(2 * len(rows), columns, figsize=size, squeeze=False)
+    scale = max(columns, 3) / PER_ROW  # any smaller, and the labels do not fit
+    fig, axes = plt.subplots(2 * len(rows), columns, figsize=(WIDTH * scale, 3.8 * len(rows) * scale), squeeze=False)
     for pair, names in zip(axes.reshape(len(rows), 2, columns), rows, strict=True):
         for ax in pair[:, len(names) :].flat:
             ax.remove()

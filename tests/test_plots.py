@@ -11,7 +11,7 @@ import scipy.stats
 from matplotlib.colors import to_rgb
 from test_findings import key, network_means, points, untrained_of
 
-from associations import DOWNSTREAM, METHODS, UPSTREAM
+from associations import BASE_METHODS, DOWNSTREAM, METHODS, UPSTREAM
 from report import (
     agreement,
     agreement_figures,
@@ -49,6 +49,8 @@ def figures(found):
     yield "accuracy-modularity", effect_figures.modularity_vs_accuracy(found, findings.accuracy_correlations(found))
     yield "equal accuracy", effect_figures.modularity_at_accuracy(found)
     yield "matrices", matrix_figures.sorted_matrices(weakest)
+    raw = weakest[weakest["assoc"].isin(BASE_METHODS)]
+    yield "matrices of two methods a family", matrix_figures.sorted_matrices(raw)
     yield "orders", matrix_figures.matrices_in_each_order(weakest)
     yield "dropout", matrix_figures.matrices_vs_dropout(found.examples)
     yield "matrices of agreement", agreement_figures.alignment_matrices({"a": trained, "b": trained}, difference=True)
@@ -69,6 +71,8 @@ def test_no_figure_is_empty_or_has_labels_on_top_of_each_other(found):
                     assert not a.shrunk(0.9, 0.9).overlaps(b.shrunk(0.9, 0.9)), (
                         f"{name}: {axis.axis_name} ticks overlap"
                     )
+        named = [ax.yaxis.label.get_window_extent() for ax in drawn.axes if ax.get_ylabel()]
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(named, 2)), f"{name}: labels overlap"
         width, height = drawn.get_size_inches()
         with plt.rc_context(style.STYLE):
             for dpi in (72, 200):  # those of the SVG and PNG files

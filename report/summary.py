@@ -210,7 +210,7 @@ def curves_table(found, value="score", form="{:.3f}"):
         first = pd.DataFrame({"regularizer": name, "strength": strengths.map(number)}, index=strengths)
         first = first.assign(n=accuracy.count(), test_acc=accuracy.mean().map("{:.3f}".format))
         rows.append(first.join(means.map(form.format)))
-    return markdown(pd.concat(rows).astype(object).fillna(""))
+    return markdown(pd.concat(rows).fillna(""))
 
 
 def effects_table(found, per_layer=True, value="score"):

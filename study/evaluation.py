@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import models
 from associations import ASSOC_VERSION, DOWNSTREAM, associations
 from comparison import ALIGN_VERSION, align_modules
 from lesions import LESIONS_VERSION, find_lesions, first_of_each_class
@@ -111,9 +110,14 @@ def check_val_loss(stored: dict, loss: float) -> None:
         )
 
 
+def is_convolutional(weights: dict[str, torch.Tensor]) -> bool:
+    """Whether a network of these weights has convolutions."""
+    return any(weight.ndim == 4 for weight in weights.values())
+
+
 def batches(model: nn.Module, split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The images and labels of a split in the size and layout that the network is fastest with."""
-    if not isinstance(model, models.Cifar10Fast):
+    if not is_convolutional(model.state_dict()):
         yield from split.batches(BATCH_SIZE)
         return
     for x, y in split.batches(CONVOLUTIONAL_BATCH_SIZE):
@@ -329,8 +333,7 @@ def add_alignments(stored: dict, args: argparse.Namespace, missing: list[str]) -
 
 def lesion_options(stored: dict, args: argparse.Namespace, method: str) -> list[dict]:
     """What the lesions of each layer are made with: the options of `find_lesions`, and the images of each class."""
-    convolutional = any(weight.ndim == 4 for weight in stored.get("state_dict", {}).values())
-    size = CONVOLUTIONAL_LESIONS if convolutional else DENSE_LESIONS
+    size = CONVOLUTIONAL_LESIONS if is_convolutional(stored.get("state_dict", {})) else DENSE_LESIONS
     asked = {"images": args.lesion_images, "draws": args.lesion_draws}
     size = size._asdict() | {name: number for name, number in asked.items() if number is not None}
     layers = range(len(stored.get("modules", {}).get(method, [])))

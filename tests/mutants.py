@@ -82,20 +82,25 @@ def take_copy(copies) -> None:
     own_copy = copies.get()
 
 
+def holds(tests: str) -> bool | None:
+    """Whether some tests pass on the program as it is."""
+    return passes(own_copy, tests)
+
+
 def outcome(mutant: dict) -> str:
-    """What becomes of one fault; without a `file`, of the tests of the unbroken program."""
-    file = own_copy / mutant.get("file", "README.md")
+    """What becomes of one fault."""
+    file = own_copy / mutant["file"]
     right = file.read_text()
     try:
-        file.write_text(right.replace(mutant.get("was", ""), mutant.get("became", "")) if "file" in mutant else right)
+        file.write_text(right.replace(mutant["was"], mutant["became"]))
         return {True: SURVIVED, False: KILLED, None: BROKEN}[passes(own_copy, mutant["tests"])]
     finally:
         file.write_text(right)
 
 
-def progress(pool, mutants: list[dict], title: str):
-    """The outcomes, in order, with a bar."""
-    return tqdm(pool.imap(outcome, mutants), total=len(mutants), desc=title, disable=None)
+def progress(pool, function, things: list, title: str):
+    """What the function says of each thing, in order, with a bar."""
+    return tqdm(pool.imap(function, things), total=len(things), desc=title, disable=None)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -109,12 +114,12 @@ def main(args: argparse.Namespace) -> None:
         for i in range(args.jobs):
             ignored = shutil.ignore_patterns(".git", ".venv", "logs*", "data", "figures", "__pycache__")
             copies.put(Path(shutil.copytree(ROOT, Path(folder) / str(i), ignore=ignored)))
-        unbroken = [{"tests": tests} for tests in sorted({mutant["tests"] for mutant in run})]
+        lists = sorted({mutant["tests"] for mutant in run})
         with context.Pool(args.jobs, take_copy, (copies,)) as pool:
-            for mutant, result in zip(unbroken, progress(pool, unbroken, "unbroken"), strict=True):
-                if result != SURVIVED:
-                    sys.exit(f"these tests do not pass on the program as it is: pytest {mutant['tests']}")
-            outcomes = list(progress(pool, run, "broken"))
+            for tests, pass_ in zip(lists, progress(pool, holds, lists, "unbroken"), strict=True):
+                if not pass_:
+                    sys.exit(f"these tests do not pass on the program as it is: pytest {tests}")
+            outcomes = list(progress(pool, outcome, run, "broken"))
     for mutant, result in zip(run, outcomes, strict=True):
         if result != KILLED:
             print(f"{result}: {mutant['file']}: {mutant['was']!r} → {mutant['became']!r} (pytest {mutant['tests']})")

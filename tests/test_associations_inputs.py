@@ -333,6 +333,29 @@ def test_linear_layers_inside_vmap_are_differentiated_through():
     assert all(close(found[method], expected[method]) for method in BASE_METHODS)
 
 
+def test_linear_layers_inside_gradients_of_single_examples_are_differentiated_through():
+    class Gradient(nn.Module):
+        """∂ Σ sin(Wa + b) / ∂a of each example a."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.act, self.head, self.mapped = nn.Linear(6, 5), nn.ReLU(), nn.Linear(6, 3), True
+
+        def forward(self, x):
+            if self.mapped:
+                gradient = torch.func.vmap(torch.func.grad(lambda a: self.inner(a).sin().sum()))(x)
+            else:
+                gradient = self.inner(x).cos() @ self.inner.weight
+            return self.head(self.act(gradient))
+
+    torch.manual_seed(0)
+    model, data = Gradient().double().eval(), batches(randn(9, 6))
+    found = signed(model, data, "act")
+    model.mapped = False
+    expected = signed(model, data, "act")
+    assert all(close(found[method], expected[method]) for method in BASE_METHODS)
+
+
 def test_networks_that_differentiate_themselves_run_with_gradients_throughout():
     class Force(nn.Module):
         """−∂E/∂x of an energy E."""

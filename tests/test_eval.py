@@ -405,12 +405,13 @@ def test_older_associations_take_their_modules_with_them(path, data):
     assert not is_marked(after, "modules", "forward_cov") and is_marked(after, "modules", "backward_jac")
 
 
-def test_a_layer_that_lacks_its_modules_gets_them(path, data):
+@pytest.mark.parametrize("kind", ["modules", "lesions"])
+def test_a_layer_that_lacks_them_gets_them(path, data, kind):
     evaluate(path, data)
     stored = checkpoints.read(path)
-    del stored["modules"]["forward_cov"][1]
+    del stored[kind]["forward_cov"][1]
     checkpoints.write(path, stored)
-    assert len(evaluate(path, data)["modules"]["forward_cov"]) == 2
+    assert len(evaluate(path, data)[kind]["forward_cov"]) == 2
 
 
 @pytest.mark.parametrize("kind", ["modules", "align", "assoc", "silent", "lesions", "test_loss"])

@@ -167,14 +167,6 @@ def test_associations_that_are_replaced_take_them_too(path, data):
     assert evaluate(path, data, "--skip-lesions")["lesions"].keys() == {"backward_jac"}
 
 
-def test_a_layer_that_lacks_them_gets_them(path, data):
-    evaluate(path, data)
-    stored = checkpoints.read(path)
-    del stored["lesions"]["forward_cov"][1]
-    checkpoints.write(path, stored)
-    assert len(evaluate(path, data)["lesions"]["forward_cov"]) == 2
-
-
 def test_combined_clusterings_have_none(path, data):
     stored = evaluate(path, data, "--modularity-combined")
     assert "forward_cov_combined" in stored["modules"] and stored["lesions"].keys() == set(METHODS)

@@ -99,12 +99,14 @@ def modules_by_layer(results, regularizer, value="score", authors=None):
 
 def crop(ax, table, value, by):
     """Ends the y axis half the range of the means in a table and 0 beyond it, on either side: the z of a failed network
-    may be in the hundreds, and the interval of two networks anywhere."""
-    means = means_by(table.dropna(subset=value), [*GRID_POINT, *by], value)["mean"]
+    may be in the hundreds, and the interval of two networks anywhere. Where no value is negative, nor is the axis."""
+    table = table.dropna(subset=value)
+    means = means_by(table, [*GRID_POINT, *by], value)["mean"]
     low, high = min(means.min(), 0), max(means.max(), 0)
     if high > low:
         bottom, top = ax.get_ylim()
-        ax.set_ylim(max(bottom, 1.5 * low - 0.5 * high), min(top, 1.5 * high - 0.5 * low))
+        lowest = 1.5 * low - 0.5 * high if table[value].min() < 0 else -0.05 * high  # room for the markers of zeros
+        ax.set_ylim(max(bottom, lowest), min(top, 1.5 * high - 0.5 * low))
 
 
 def authors_values(authors, results, method, layer, value):

@@ -114,6 +114,15 @@ def test_a_failed_networks_z_does_not_squeeze_the_others():
         assert all(0.1 < ax.get_ylim()[1] < 2 * highest for ax in drawn.axes if ax.has_data())
 
 
+def test_an_axis_goes_below_zero_only_for_values_that_do():
+    few = made_up.results("demo")
+    random = np.random.default_rng(0)
+    for least, expected in ((0.0, False), (-1.0, True)):
+        z = least + random.exponential(size=len(few.modules)) ** 2  # whose intervals over two networks reach anywhere
+        drawn = module_figures.modules_vs_regularization(few._replace(modules=few.modules.assign(z=z)), "z")
+        assert all((ax.get_ylim()[0] < -0.1 * ax.get_ylim()[1]) == expected for ax in drawn.axes if ax.has_data())
+
+
 def test_an_accuracy_of_one_is_in_the_figure():
     models = made_up.results("demo").models.assign(train_acc=1.0)
     panel = training_figures.accuracy_vs_regularization(models).axes[0]

@@ -60,8 +60,8 @@ def start_server():
     return context
 
 
-def work(program, words, log, fatal_operation, last_space):
-    """In a process of its own: runs train.py or eval.py, killed before its n-th operation on files if n > 0.
+def work(program, words, log, fatal_operation, last_space, sign):
+    """In a process of its own: runs train.py or eval.py, sent a signal before its n-th operation on files if n > 0.
 
     Instead of a full disk, which takes a disk of one's own, no file may grow any more after the operation `last_space`.
     """
@@ -76,7 +76,7 @@ def work(program, words, log, fatal_operation, last_space):
             nonlocal operations
             operations += 1
             if operations == fatal_operation:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), sign)
             if operations == last_space:
                 room = os.path.getsize(log) + ROOM
                 resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
@@ -99,8 +99,8 @@ class Job:
     def __init__(self, context, program, words, log):
         self.context, self.program, self.words, self.log = context, program, list(map(str, words)), log
 
-    def start(self, fatal_operation=0, last_space=0):
-        args = (self.program, self.words, self.log, fatal_operation, last_space)
+    def start(self, fatal_operation=0, last_space=0, sign=signal.SIGKILL):
+        args = (self.program, self.words, self.log, fatal_operation, last_space, sign)
         process = self.context.Process(target=work, args=args)
         process.start()
         return process
@@ -111,8 +111,8 @@ class Job:
         time.sleep(1.1 - time.time() % 1)  # TensorBoard orders files by the second in which they were begun
         return process.exitcode
 
-    def run(self, fatal_operation=0, last_space=0):
-        return self.end(self.start(fatal_operation, last_space))
+    def run(self, fatal_operation=0, last_space=0, sign=signal.SIGKILL):
+        return self.end(self.start(fatal_operation, last_space, sign))
 
     def run_for(self, seconds, sign):
         """Runs and sends a signal after some time; the exit status, 0 if it had finished before."""

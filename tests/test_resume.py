@@ -88,7 +88,7 @@ def test_killed_after_early_stopping(dense):
 def test_sigterm_ends_a_training_with_an_error_and_it_goes_on(dense):
     place = dense.place("train")
     job = dense.job("train", place)
-    status = job.run_for(0.5 * dense.seconds["train"], signal.SIGTERM)
+    status = job.run(fatal_operation=dense.operations["train"] // 2, sign=signal.SIGTERM)
     assert status > 0 and runs.state(dense.run_dir(place))[0] == "failed"
     assert job.run() == 0
     assert not differences(dense.run_dir(place), dense.trained)

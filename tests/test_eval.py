@@ -162,16 +162,17 @@ def test_silent_units_are_zero_for_every_test_image(stored, data):
 def test_a_channel_is_silent_where_it_is_zero_everywhere():
     """One that fires in a single image, at a single location, does not count as silent."""
 
-    def model(x):
-        h = torch.zeros(len(x), 3, 2, 2)
-        h[:, 1, 1, 0] = (x[:, 0, 0, 0] > 0.9).float()
-        h[:, 2] = -x[:, 0]
-        return [h], None
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            h = torch.zeros(len(x), 3, 2, 2)
+            h[:, 1, 1, 0] = (x[:, 0, 0, 0] > 0.9).float()
+            h[:, 2] = -x[:, 0]
+            return [h], None
 
     images = torch.zeros(20, 1, 2, 2, dtype=torch.uint8)
     images[12] = 255
     split = datasets.Split(images, torch.zeros(20, dtype=torch.int64), torch.arange(20))
-    assert [units.tolist() for units in steps.silent_units(model, split)] == [[True, False, False]]
+    assert [units.tolist() for units in steps.silent_units(Model(), split)] == [[True, False, False]]
 
 
 def same_modules(a, b):

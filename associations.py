@@ -27,7 +27,7 @@ from numerics.measurement import Measurement
 from numerics.recording import recorded
 from numerics.running_sums import diagonal_blocks, normalized
 from numerics.seeds import checked_seed
-from numerics.settings import careful_arithmetic, frozen, twice_differentiable
+from numerics.settings import careful_arithmetic, frozen, keep_freed_memory, twice_differentiable
 
 
 class Method(NamedTuple):
@@ -185,6 +185,7 @@ def associations(
     check_network(model)
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         raise ValueError(f"batches are an iterable of pairs (x, y), not {batches!r:.80}")
+    keep_freed_memory()
     with (
         twice_differentiable(),
         recorded(model, layers, outputs, inputs) as run,

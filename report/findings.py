@@ -10,7 +10,7 @@ import pandas as pd
 
 from associations import METHODS
 from report.experiments import GRID_POINT, NETWORK, Results
-from report.intervals import bootstrap_interval, combination, resamples, spearman
+from report.intervals import bootstrap_interval, combination, resamples, spearman, trend
 from study import grids
 
 REGULARIZERS = tuple(reversed(grids.REGULARIZERS))  # as they are shown: dropout, which matters most, first
@@ -86,6 +86,8 @@ def regularizer_effects(results: Results, per_layer=True, value="score") -> pd.D
         untrained, weakest, strongest: mean Q of untrained networks and at both ends of the usable grid.
         at_weakest, at: these ends.
         change, change_low, change_high, change_p: strongest − weakest; p of no change, by Welch's test.
+        trend, trend_low, trend_high, trend_p: change from weakest to strongest along the straight line through all
+            usable networks, strengths equally spaced in their order: what remains to judge by where runs are single.
         gain, gain_low, gain_high, gain_p: strongest − untrained.
         rho, rho_low, rho_high: rank correlation of Q with strength over usable networks (resampled within strengths).
     """
@@ -102,7 +104,7 @@ def regularizer_effects(results: Results, per_layer=True, value="score") -> pd.D
                 names = {"regularizer": regularizer} | dict(zip(by, key, strict=True))
                 q = curve[value].to_numpy()
                 rows.append(names | _effect(curve["strength"].to_numpy(), q, null.get(key, np.array([]))))
-    estimates = [f"{name}{end}" for name in ("change", "gain") for end in ("", "_low", "_high", "_p")]
+    estimates = [f"{name}{end}" for name in ("change", "trend", "gain") for end in ("", "_low", "_high", "_p")]
     columns = ["n", "n_untrained", "untrained", "weakest", "strongest", "at_weakest", "at", *estimates]
     return pd.DataFrame(rows, columns=["regularizer", *by, *columns, "rho", "rho_low", "rho_high"])
 
@@ -120,6 +122,7 @@ def _effect(strength, q, null):
         "at": strength.max(),
     }
     row |= named("change", combination([strongest, weakest], [1, -1]))
+    row |= named("trend", trend(np.unique(strength, return_inverse=True)[1], q))
     row |= named("gain", combination([strongest, null], [1, -1]))
     low, high = np.nan, np.nan
     if len(strength) > len(np.unique(strength)):  # single runs leave nothing to resample
@@ -132,10 +135,16 @@ def named(name, estimate):
     return {name: estimate.value} | {f"{name}_{end}": getattr(estimate, end) for end in ("low", "high", "p")}
 
 
+def judged_by(effects) -> str:
+    """Which column of `regularizer_effects` tells what rises and falls: "change", or "trend" where runs are single."""
+    return "change" if effects["change_p"].notna().any() else "trend"
+
+
 def opposed_layers(effects) -> pd.DataFrame:
     """The rows of `regularizer_effects` (per layer) whose layers change in opposite directions, both clear of zero."""
     groups = effects.groupby(["regularizer", "assoc"], observed=True, sort=False)
-    kept = [rows for _, rows in groups if (rows["change_low"] > 0).any() and (rows["change_high"] < 0).any()]
+    low, high = (f"{judged_by(effects)}_{end}" for end in ("low", "high"))
+    kept = [rows for _, rows in groups if (rows[low] > 0).any() and (rows[high] < 0).any()]
     return pd.concat(kept) if kept else effects.iloc[:0]
 
 

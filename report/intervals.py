@@ -48,6 +48,25 @@ def combination(groups, weights) -> Estimate:
     return Estimate(value, value - reach, value + reach, 2 * scipy.stats.t.sf(abs(value) / error, freedom))
 
 
+def trend(x, y) -> Estimate:
+    """Change of y along its least-squares line from the lowest to the highest x, with Student's interval.
+
+    Slope b = Σ(x − x̄)(y − ȳ)/S, S = Σ(x − x̄)²; its standard error √(Σ residuals²/((n − 2) S)), n − 2 degrees of
+    freedom. Needs no repetitions: a single member at each x leaves n − 2 residuals.
+
+    Returns: NaN for fewer than three members or a constant x.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if len(x) < 3 or not np.ptp(x):
+        return Estimate(np.nan)
+    if not np.ptp(y):
+        return Estimate(0.0, 0.0, 0.0, 1.0)
+    line = scipy.stats.linregress(x, y)
+    change, error = line.slope * np.ptp(x), line.stderr * np.ptp(x)
+    reach = scipy.stats.t.ppf((1 + LEVEL) / 2, len(x) - 2) * error
+    return Estimate(float(change), float(change - reach), float(change + reach), float(line.pvalue))
+
+
 def mean_and_interval(values) -> pd.Series:
     """Mean of the values that are not NaN, its interval (NaN for fewer than two), and their number.
 

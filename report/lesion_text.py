@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from associations import PAPER_METHODS
+from report import findings
 from report.experiments import Results
 from report.lesion_findings import (
     FAMILIES,
@@ -51,14 +52,14 @@ def range_verdict(points):
 
 def effect_verdict(rows):
     """What a regularizer does to specialization, layer by layer, from its rows of `specialization_effects`."""
-    texts = []
+    texts, by = [], findings.judged_by(rows)
     for layer, each in rows.groupby("layer"):
-        up, down = (each["change_low"] > 0).sum(), (each["change_high"] < 0).sum()
+        up, down = (each[f"{by}_low"] > 0).sum(), (each[f"{by}_high"] < 0).sum()
         change = each["change"].median()
         texts.append(f"{up} up and {down} down of {len(each)} methods in layer {layer}, median change {change:+.2f}")
     first = rows.iloc[0]
     ends = f"{setting(first['regularizer'], rows['at_weakest'].min())} to {number(rows['at'].max())}"
-    return f"{ends} (95% interval clear of zero): {'; '.join(texts)}"
+    return f"{ends} (95% interval of the {by} clear of zero): {'; '.join(texts)}"
 
 
 def correlation_verdict(rows):

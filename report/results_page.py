@@ -28,8 +28,9 @@ Written by `python -m report.results_page` from the tables in `results/`, which 
 
 How to read it. Q is Newman's modularity of the best clustering found, a mean over layers within each network unless a
 layer is named; brackets hold 95% intervals over networks (Student's t for means, Welch's for differences, bootstrap for
-rank correlations). z is Q's distance from matrices without modules, optimized with the same effort, in their standard
-deviations. Agreement is element-centric similarity (1: identical clusterings), beside what clusterings of the same
+rank correlations). *Change* compares the two ends of a grid, *trend* is the change along the straight line through all
+of its networks, strengths equally spaced. z is Q's distance from matrices without modules, optimized with the same
+effort, in their standard deviations. Agreement is element-centric similarity (1: identical clusterings), beside what clusterings of the same
 sizes reach by chance, and *adjusted* for that: (observed − expected)/(1 − expected). Strengths at which over half of
 the runs stay below the experiment's pass mark are left out of all but the first two tables. Upstream methods
 (`forward_…`) compare what drives two units, downstream methods (`backward_…`) what they drive.
@@ -60,8 +61,7 @@ def section(name: str, folder: Path) -> str:
     first, *lines = summary.summary(name, found)
     parts = [f"## {name}", f"{first.partition(': ')[2]}. {made(found)}"]
     parts += ["\n".join(f"- {line}" for line in [*lines, *summary.verdicts(found), *summary.training(found)])]
-    if name == HEADLINE:
-        parts += ["### The study's claims", claims_table(found)]
+    parts += ["### The study's claims", claims_table(found)]
     parts += list(summary.tables(found))
     if list((folder / "searches").glob(f"{name}-*-modules.parquet")):
         table = sensitivity.table(name, found, folder / "searches")

@@ -112,9 +112,10 @@ def modularity(row, kind):
 def verdicts(found):
     """The findings in words that follow from the numbers: the headlines, and where they do not hold."""
     yield from headlines(found)
-    opposed = findings.opposed_layers(findings.regularizer_effects(found))
+    effects = findings.regularizer_effects(found)
+    opposed, by = findings.opposed_layers(effects), findings.judged_by(effects)
     for (regularizer, method), rows in opposed.groupby(["regularizer", "assoc"], observed=True, sort=False):
-        layers = [f"{with_interval(row, 'change', '+.3f')} in layer {row['layer']}" for _, row in rows.iterrows()]
+        layers = [f"{with_interval(row, by, '+.3f')} in layer {row['layer']}" for _, row in rows.iterrows()]
         yield f"{regularizer}, {method}: layers change in opposite directions, {' and '.join(layers)}."
     yield from exceptions(found, agreement(found).set_index(["condition", "group"]))
     yield from lesion_text.verdicts(found)
@@ -135,16 +136,23 @@ def headlines(found):
 def effect_verdict(rows):
     """What a regularizer does to Q, from its rows of `findings.regularizer_effects`, a method each.
 
-    Q rises or falls for a method where the 95% interval of its change is clear of zero.
+    Q rises or falls for a method where the 95% interval of its change, or trend, is clear of zero.
     """
-    clear = rows["change_p"] < SIGNIFICANT / len(rows)
-    up, down = rows["change_low"] > 0, rows["change_high"] < 0
+    by = findings.judged_by(rows)
+    clear = rows[f"{by}_p"] < SIGNIFICANT / len(rows)
+    up, down = rows[f"{by}_low"] > 0, rows[f"{by}_high"] < 0
     largest = rows.loc[rows["change"].abs().idxmax()]
-    return (
+    start = (
         f"{largest['regularizer']}, {rows['n'].max()} networks from {number(rows['at_weakest'].min())} to "
-        f"{number(rows['at'].max())}: Q rises for {up.sum()} of {len(rows)} methods and falls for {down.sum()} "
-        f"({(up & clear).sum()} and {(down & clear).sum()} after Bonferroni's correction); median change "
-        f"{rows['change'].median():+.3f}, largest {largest['change']:+.3f} ({largest['assoc']})."
+        f"{number(rows['at'].max())}: "
+    )
+    end = f"median change {rows['change'].median():+.3f}, largest {largest['change']:+.3f} ({largest['assoc']})."
+    if rows[f"{by}_p"].isna().all():
+        return f"{start}too few for intervals; {end}"
+    return (
+        f"{start}Q rises for {up.sum()} of {len(rows)} methods and falls for {down.sum()} "
+        f"({(up & clear).sum()} and {(down & clear).sum()} after Bonferroni's correction"
+        f"{'' if by == 'change' else '; by the trend over strengths of a single run each'}); {end}"
     )
 
 
@@ -221,7 +229,7 @@ def effects_table(found, per_layer=True, value="score"):
     table["untrained"] = rows["untrained"].map("{:.3f}".format)
     for name, at in (("weakest", "at_weakest"), ("strongest", "at")):
         table[name] = [f"{q:.3f} at {number(x)}" for q, x in zip(rows[name], rows[at], strict=True)]
-    for name, form in (("change", "+.3f"), ("gain", "+.3f"), ("rho", "+.2f")):
+    for name, form in (("change", "+.3f"), ("trend", "+.3f"), ("gain", "+.3f"), ("rho", "+.2f")):
         table[name] = [with_interval(row, name, form) for _, row in rows.iterrows()]
     return markdown(table)
 

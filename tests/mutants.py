@@ -68,6 +68,7 @@ def run_tests(copy: Path, tests: str) -> None:
     sys.path[:] = [str(copy), *(place for place in sys.path if place not in ("", str(ROOT)))]
     sys.modules.pop("tests", None)  # that of the checkout
     sys.dont_write_bytecode = True
+    multiprocessing.current_process().daemon = False  # tests may start processes of their own
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     status = 1
     try:

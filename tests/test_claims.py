@@ -105,3 +105,32 @@ def test_a_family_that_agrees_no_more_than_by_chance_is_not_said_to_agree(distin
     rows = {claim: holds for claim, _, holds in claims.claims(distinct._replace(align=align))}
     assert rows["clusterings agree within upstream methods, and within downstream ones"] == "yes"
     assert rows["they agree little across the two families"].startswith("no; at 13 of 13 grid points")
+
+
+def test_claims_on_a_part_of_the_grid_are_judged_by_what_is_there():
+    """Single runs by the trend; a regularizer that was not varied, and untrained networks, are not spoken of."""
+    single = made_up.results(runs=1)
+    only_drop = [
+        table[table["part"].eq("drop") | np.isclose(table["l2"], 1e-5) & table["part"].eq("l2")] for table in single[:3]
+    ]
+    found = single._replace(**dict(zip(("models", "modules", "align"), only_drop, strict=True)))
+    rows = {claim: (numbers, holds) for claim, numbers, holds in claims.claims(found)}
+    assert len(rows) == 3
+    numbers, holds = rows["dropout raises modularity strongly"]
+    row = findings.regularizer_effects(found, per_layer=False).set_index("assoc").loc["forward_jac"]
+    assert numbers.startswith("trend of Q (n = 14): forward_cov +0.1")
+    assert f"forward_jac {row['trend']:+.3f} [{row['trend_low']:+.3f}, {row['trend_high']:+.3f}]" in numbers
+    assert holds == "for 4 of 8 methods"
+    assert "untrained" not in rows["they agree little across the two families"][0]
+
+
+def test_a_penalty_that_costs_no_accuracy_is_not_judged(distinct):
+    modules = distinct.modules
+    rising = modules["test_acc"].where(modules["part"] != "l2", 0.9 + modules["l2"])
+    found = distinct._replace(modules=modules.assign(test_acc=rising))
+    rows = {claim: (numbers, holds) for claim, numbers, holds in claims.claims(found)}
+    numbers, holds = rows["L2 has a modest effect"]
+    assert (
+        holds == "not judged: its accuracy does not fall to where dropout's is compared"
+        and "test accuracy" not in numbers
+    )

@@ -119,6 +119,30 @@ def test_intervals_cover_the_truth_in_95_of_100_experiments(sizes, weights):
     assert abs(covered / 3000 - 0.95) < 0.015
 
 
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(-1, 1)), min_size=3, max_size=9))
+def test_the_trend_is_the_change_along_the_line_of_least_squares(pairs):
+    x, y = np.array(pairs, dtype=float).T
+    found = intervals.trend(x, y)
+    if len(set(x)) < 2:
+        assert np.isnan(found).all()
+        return
+    design = np.stack([np.ones(len(x)), x], 1)
+    (_, slope), span = np.linalg.lstsq(design, y, rcond=None)[0], x.max() - x.min()
+    residuals = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    error = span * math.sqrt((residuals**2).sum() / (len(x) - 2) * np.linalg.inv(design.T @ design)[1, 1])
+    reach = scipy.stats.t.ppf(0.975, len(x) - 2) * error
+    np.testing.assert_allclose(found[:3], [span * slope, span * slope - reach, span * slope + reach], atol=1e-6)
+    if error > 1e-6:
+        assert found.p == pytest.approx(2 * scipy.stats.t.sf(abs(span * slope) / error, len(x) - 2), abs=1e-6)
+
+
+def test_the_trend_of_single_runs_covers_the_truth_in_95_of_100_experiments():
+    random, x = np.random.default_rng(0), np.arange(6)
+    trends = [intervals.trend(x, 0.2 * x + random.normal(0, 1, 6)) for _ in range(3000)]
+    assert abs(np.mean([low <= 1 <= high for _, low, high, _ in trends]) - 0.95) < 0.015
+    assert np.isnan(intervals.trend([0, 1], [0, 1])).all()
+
+
 def test_one_value_has_no_interval_no_value_no_mean_and_equal_values_one_of_no_width():
     one = intervals.mean_and_interval([3.0, np.nan])
     assert one["mean"] == 3 and one["n"] == 1 and np.isnan(one["low"]) and np.isnan(one["high"])
@@ -606,6 +630,29 @@ def test_single_runs_have_effects_without_intervals():
     assert row[bounds].isna().all()
     assert text.with_interval(row, "change", "+.2f") == "+0.13"
     assert summary.accuracy(single, 0.0) == "0.980 (n = 1)"
+
+
+def test_single_runs_are_judged_by_the_trend_over_strengths_in_their_order():
+    single = made_up.results(noise=0.0, runs=1)
+    random = np.random.default_rng(0)
+    single.modules["score"] += 1e-3 * random.normal(size=len(single.modules))
+    rows = findings.regularizer_effects(single, per_layer=False)
+    assert findings.judged_by(rows) == "trend" and findings.judged_by(rows.assign(change_p=0.5)) == "change"
+    drop = rows[rows["regularizer"] == "drop"]
+    row = drop.set_index("assoc").loc["forward_jac"]
+    q = network_means(single.modules, "score", assoc="forward_jac")
+    curve = [q[runs[0]] for runs in points(single, "drop").values()]
+    line = scipy.stats.linregress(range(len(curve)), curve)
+    assert row["trend"] == pytest.approx((len(curve) - 1) * line.slope) and row["trend_p"] == line.pvalue
+    assert row["trend_low"] < row["trend"] < row["trend_high"]
+    words, up, down = summary.effect_verdict(drop), sum(drop["trend_low"] > 0), sum(drop["trend_high"] < 0)
+    told = f"drop, 14 networks from 0 to 0.65: Q rises for {up} of 8 methods and falls for {down} ("
+    assert up >= 4 and words.startswith(told)
+    assert "correction; by the trend over strengths of a single run each); median change" in words
+    columns = [f"{name}_{end}" for name in ("change", "trend") for end in ("low", "high", "p")]
+    assert summary.effect_verdict(drop.assign(**dict.fromkeys(columns, np.nan))).startswith(
+        "drop, 14 networks from 0 to 0.65: too few for intervals; median change +"
+    )
 
 
 def test_intervals_of_accuracy_end_at_one():

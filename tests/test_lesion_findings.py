@@ -200,7 +200,7 @@ def test_sentences_hold_the_numbers_of_plain_loops(distinct):
                 texts.append(f"{up} up and {down} down of 8 methods in layer {layer}, median change {median:+.2f}")
             first, last = (f"{s:.2g}".replace("e-0", "e-") for s in (low, high))
             assert line == (
-                f"z of specialization, {title}, {label} {first} to {last} (95% interval clear of zero): "
+                f"z of specialization, {title}, {label} {first} to {last} (95% interval of the change clear of zero): "
                 f"{'; '.join(texts)}."
             )
         for line, table in (

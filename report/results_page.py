@@ -18,7 +18,7 @@ from study.cli import UserError, one_line_errors
 from study.files import write_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADLINE = "mnist-base"  # the experiment whose findings the README quotes
+QUOTED = ("mnist-base", "cifar10-quarter")  # the experiments whose findings the README quotes
 BEGIN, END = "<!-- written by python -m report.results_page -->", "<!-- up to here -->"
 
 HEAD = """# Results
@@ -59,7 +59,7 @@ def section(name: str, folder: Path) -> str:
     """What the saved tables say of one experiment."""
     found = experiments.load_results(folder, name)
     first, *lines = summary.summary(name, found)
-    parts = [f"## {name}", f"{first.partition(': ')[2]}. {made(found)}"]
+    parts = [f"## {name}", f"{first.partition(': ')[2]}. {made(found)}", *note(name, folder)]
     parts += ["\n".join(f"- {line}" for line in [*lines, *summary.verdicts(found), *summary.training(found)])]
     parts += ["### The study's claims", claims_table(found)]
     parts += list(summary.tables(found))
@@ -68,6 +68,12 @@ def section(name: str, folder: Path) -> str:
         parts += ["### The claims after other searches for Q, against other nulls, and from single repetitions"]
         parts += [markdown(table), search_effect(table)]
     return "\n\n".join(parts) + "\n"
+
+
+def note(name: str, folder: Path) -> list[str]:
+    """What must be known of an experiment's data or networks, where there is a file that says so, EXPERIMENT.md."""
+    file = folder / f"{name}.md"
+    return [file.read_text().strip()] if file.exists() else []
 
 
 def made(found: experiments.Results) -> str:
@@ -94,7 +100,15 @@ def page(folder: Path, names: list[str] | None = None) -> str:
 
 def quoted(folder: Path) -> str:
     """The lines of results that the README quotes: what each regularizer does, and how the methods agree."""
-    return "".join(f"- {line}\n" for line in summary.headlines(experiments.load_results(folder, HEADLINE)))
+    parts = []
+    for name in QUOTED:
+        if name in saved(folder):
+            found = experiments.load_results(folder, name)
+            title = " ".join(
+                [f"**{name}**, {next(summary.summary(name, found)).partition(': ')[2]}.", *note(name, folder)]
+            )
+            parts.append("\n".join([title, "", *(f"- {line}" for line in summary.headlines(found))]))
+    return "\n\n".join(parts) + "\n"
 
 
 def with_quotation(readme: str, lines: str) -> str:

@@ -25,8 +25,19 @@ def test_both_files_say_what_the_saved_tables_give():
 
 
 def test_the_readme_quotes_the_five_headlines(tables):
-    lines = results_page.quoted(tables).splitlines()
+    title, empty, *lines = results_page.quoted(tables).splitlines()
+    assert title.startswith("**mnist-base**, ") and title.endswith("untrained networks on mnist.") and not empty
     assert [re.match(r"- (\w+)", line)[1] for line in lines] == ["drop", "l1", "l2", "Agreement", "Agreement"]
+
+
+def test_what_must_be_known_of_an_experiment_stands_beside_its_numbers(tables):
+    experiments.save_results(made_up.results("cifar10-quarter"), tables, "cifar10-quarter")
+    (tables / "cifar10-quarter.md").write_text("Of smaller images.\n")
+    first, second = results_page.quoted(tables).split("\n\n**")
+    assert "smaller" not in first and second.startswith("cifar10-quarter**, ") and "mnist" not in second
+    assert second.splitlines()[0].endswith("untrained networks on cifar10. Of smaller images.")
+    section = results_page.section("cifar10-quarter", tables)
+    assert section.split("\n\n")[2] == "Of smaller images."
 
 
 def test_check_writes_nothing_and_fails_where_a_number_differs(tables, tmp_path, monkeypatch):

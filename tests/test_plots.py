@@ -244,14 +244,31 @@ def at_strengths(found, regularizer, values):
     return {s: [values[n] for n in runs] for s, runs in points(found, regularizer, usable=False).items()}
 
 
+def hatched_from(ax):
+    """Where the hatched strengths of a panel begin; None if it has none."""
+    return next((patch.get_x() for patch in ax.patches if patch.get_hatch()), None)
+
+
+def note_of(drawn):
+    return drawn.get_supxlabel()
+
+
+def labels_of(drawn):
+    """The labels of the x axes and of the y axes of a figure, each once."""
+    return [{text(ax) for ax in drawn.axes} - {""} for text in (plt.Axes.get_xlabel, plt.Axes.get_ylabel)]
+
+
 def legend_of(ax):
     legend = ax.get_legend() or ax.figure.legends[0]
     return [entry.get_text() for entry in legend.get_texts()]
 
 
 def test_accuracies_are_drawn_from_their_columns_beside_the_untrained_band(distinct):
-    drawn = training_figures.accuracy_vs_regularization(distinct.models)
+    drawn = training_figures.accuracy_vs_regularization(distinct.models.assign(pass_mark=0.7))
+    first = {"drop": None, "l1": (1e-3 * 1e-2) ** 0.5, "l2": (1e-2 * 1e-1) ** 0.5}  # too much, on their axes
     for ax, regularizer in zip(drawn.axes, ("drop", "l1", "l2"), strict=True):
+        assert hatched_from(ax) == (first[regularizer] and pytest.approx(first[regularizer]))
+        assert ax.get_xscale() == ("linear" if regularizer == "drop" else "log")
         curves = error_bars(ax)
         assert list(curves) == ["train", "val", "test"]
         colors = [to_rgb(line.get_color()) for *_, line in curves.values()]
@@ -264,7 +281,11 @@ def test_accuracies_are_drawn_from_their_columns_beside_the_untrained_band(disti
             assert_band(band, null, style.BAND, sigmas)
         assert ax.get_xlabel() == {"drop": "dropout", "l1": "L1 weight", "l2": "L2 weight"}[regularizer]
     assert legend_of(drawn.axes[-1]) == ["train", "val", "test"]
-    assert [line.get_ydata()[0] for line in drawn.axes[0].lines if line.get_linestyle() == ":"] == [0.8]
+    assert [line.get_ydata()[0] for ax in drawn.axes for line in ax.lines if line.get_linestyle() == ":"] == [0.7] * 3
+    assert note_of(drawn) == (
+        "Bars: 95% intervals over networks (n = 3 a point). Grey: mean ± 1, 2, 3 σ of untrained networks (n = 4). "
+        "Hatched: over half of the runs fail to learn."
+    )
 
 
 def test_each_row_of_the_norms_shows_its_own_column(distinct):
@@ -273,7 +294,7 @@ def test_each_row_of_the_norms_shows_its_own_column(distinct):
     labels = ("L1 norm", "L2 norm", "nuclear norm", "share of weights\nbelow 0.001")
     for row, name, text in zip(panels, ("l1_norm", "l2_norm", "nuc_norm", "sparsity"), labels, strict=True):
         values = {key(each): each[name] for each in distinct.models.to_dict("records")}
-        assert row[0].get_ylabel() == text
+        assert row[0].get_ylabel() == text and row[0].get_yscale() == ("linear" if name == "sparsity" else "log")
         for ax, regularizer in zip(row, ("drop", "l1", "l2"), strict=True):
             (curve,) = error_bars(ax).values()
             assert_curve(curve, at_strengths(distinct, regularizer, values))
@@ -281,11 +302,13 @@ def test_each_row_of_the_norms_shows_its_own_column(distinct):
 
 
 def test_the_share_of_failures_and_where_it_is_too_much_are_shown(distinct):
-    drawn = training_figures.failures_vs_regularization(distinct.models)
+    drawn = training_figures.failures_vs_regularization(distinct.models.assign(pass_mark=0.7))
     failed = {key(row): float(row["test_acc"] < 0.8) for row in distinct.models.to_dict("records")}
     for ax, regularizer in zip(drawn.axes, ("drop", "l1", "l2"), strict=True):
         expected = [statistics.fmean(each) for each in at_strengths(distinct, regularizer, failed).values()]
         np.testing.assert_allclose(ax.lines[0].get_ydata(), expected)
+        assert [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == ":"] == [0.5]
+    assert drawn.axes[0].get_ylabel() == "share of runs below\n0.7 test accuracy"
     titles = [ax.get_title() for ax in drawn.axes]
     assert titles == ["no strength is too much", "too much from 0.01", "too much from 0.1"]
 
@@ -305,38 +328,90 @@ def test_each_method_has_its_curve_and_its_own_untrained_band_in_its_colour(dist
                 q = network_means(distinct.modules, value, assoc=method)
                 curve = curves[method.replace("_", " ")]
                 assert to_rgb(curve[-1].get_color()) == to_rgb(style.COLORS[method])
-                assert_curve(curve, at_strengths(distinct, regularizer, q))
+                values = at_strengths(distinct, regularizer, q)
+                assert_curve(curve, values)
+                strengths = np.array(list(values))
+                if regularizer == "drop":
+                    assert np.abs(curve[0] - strengths).max() < 0.01
+                else:
+                    strengths[strengths == 0] = 1e-5 / 10**0.75
+                    assert np.abs(np.log10(curve[0] / strengths)).max() < 0.06
                 expected_bands.append((to_rgb(style.COLORS[method]), [q[n] for n in untrained_of(distinct)]))
             for band, (color, values) in zip(bands(ax), sorted(expected_bands), strict=True):
                 assert_band(band, values, color)
+            places = {curve[0][0] for curve in curves.values()}
+            assert len(places) == len(family)  # side by side
+    assert "Shaded in their colours: mean ± σ of untrained networks (n = 4)." in note_of(drawn)
 
 
-def test_each_panel_by_layer_shows_its_method_each_line_its_layer_and_stars_the_original(distinct):
+@pytest.mark.parametrize(("regularizer", "at", "n"), [("drop", 0.0, "2–3"), ("l2", 1e-5, "3")])
+def test_each_panel_by_layer_shows_its_method_each_line_its_layer_and_stars_the_original(distinct, regularizer, at, n):
+    def but_one(table):
+        return table[~(np.isclose(table["drop"], 0.3) & (table["run"] == 2))]
+
+    distinct = distinct._replace(models=but_one(distinct.models), modules=but_one(distinct.modules))
     authors = distinct.modules.query("part == 'dummy' and run == 1000")
-    drawn = module_figures.modules_by_layer(distinct, "drop", authors=authors)
+    drawn = module_figures.modules_by_layer(distinct, regularizer, authors=authors)
+    assert labels_of(drawn) == [{grids.REGULARIZERS[regularizer].label}, {"modularity Q"}]
+    assert note_of(drawn) == (
+        f"Bars: 95% intervals over networks (n = {n} a point). Shaded in their colours: mean ± σ of untrained networks "
+        "(n = 4). Hatched: over half of the runs fail to learn."
+    )
+    markers = [handle.get_marker() for handle in drawn.legends[0].legend_handles[:2]]
+    assert markers == [curve.lines[0].get_marker() for curve in drawn.axes[0].containers] and len(set(markers)) == 2
     assert [ax.get_title() for ax in drawn.axes] == [method.replace("_", " ") for method in METHODS]
     assert legend_of(drawn.axes[0]) == ["layer 0", "layer 1", "original\nprogram"]
     for ax, method in zip(drawn.axes, METHODS, strict=True):
         curves = [c for c in ax.containers]
-        assert len(curves) == 2
+        assert len(curves) == 2 and (hatched_from(ax) is None) == (regularizer == "drop")
         stars = [line for line in ax.lines if line.get_marker() == "*"]
         for layer, (container, star) in enumerate(zip(curves, stars, strict=True)):
             q = network_means(distinct.modules, "score", assoc=method, layer=layer)
             x, y = np.array(container.lines[0].get_data(), dtype=float)
-            expected = at_strengths(distinct, "drop", q)
+            expected = at_strengths(distinct, regularizer, q)
             np.testing.assert_allclose(x, list(expected))
             np.testing.assert_allclose(y, [statistics.fmean(each) for each in expected.values()])
             color = container.lines[0].get_color()
             null = [q[n] for n in untrained_of(distinct)]
             (band,) = [band for band in bands(ax) if np.allclose(band[0], color)]
             assert_band(band, null, color)
-            assert star.get_ydata()[0] == q[untrained_of(distinct)[0]] and star.get_xdata()[0] == 0
+            assert star.get_ydata()[0] == q[untrained_of(distinct)[0]] and star.get_xdata()[0] == at
     pale, dark = (sum(to_rgb(c.lines[0].get_color())) for c in drawn.axes[0].containers)
     assert pale > dark  # darker with depth
 
 
+def test_the_original_programs_values_are_shown_with_its_own_data_set_only(distinct):
+    authors = distinct.modules.query("part == 'dummy' and run == 1000")
+    place = "forward_jac", 1, "score"
+    (value,) = module_figures.authors_values(authors, distinct, *place)
+    assert value == authors.query("assoc == 'forward_jac' and layer == 1")["score"].item()
+    for others in (authors.assign(dataset="cifar10"), authors.iloc[:0], None):
+        assert len(module_figures.authors_values(others, distinct, *place)) == 0
+
+
+def test_a_caption_counts_networks_at_each_strength_whatever_the_rows_of_the_table(distinct):
+    fig = plt.figure()
+    kept = distinct.modules[~(np.isclose(distinct.modules["drop"], 0.3) & (distinct.modules["run"] == 2))]
+    for regularizer, n in ((None, "n = 2–3, n = 3"), ("drop", "n = 2–3"), ("l1", "n = 3")):
+        style.caption(fig, kept, regularizer, band="Band")
+        assert note_of(fig) == (
+            f"Bars: 95% intervals over networks ({n} a point). Band of untrained networks (n = 4). Hatched: over half "
+            "of the runs fail to learn."
+        )
+    plt.close(fig)
+
+
+def test_values_are_called_what_they_are():
+    assert style.VALUES["z"] == "z of Q against\nshuffled matrices"
+    assert style.VALUES["rotation_z"] == "z of Q against\nrotated matrices"
+    assert style.VALUES["score_without_silent"] == "modularity Q without\nunits that never fire"
+    for kind, words in (("mean", "(lesions to the mean)"), ("zero", "(lesions to zero)")):
+        assert style.VALUES[f"{kind}_specialization"] == f"specialization, bits\n{words}"
+
+
 def test_curves_against_depth_are_those_of_their_condition(distinct):
-    drawn = module_figures.modules_vs_depth(distinct)
+    drawn = module_figures.modules_vs_depth(distinct, "num_clusters")
+    assert labels_of(drawn) == [{"hidden layer"}, {"number of clusters"}]
     expected = {
         "untrained (n = 4)": untrained_of(distinct),
         "L2 weight 1e-5 (n = 3)": points(distinct, "l2")[1e-5],
@@ -348,7 +423,7 @@ def test_curves_against_depth_are_those_of_their_condition(distinct):
     colors = [style.UNTRAINED, style.TRAINED, *(grids.REGULARIZERS[name].color for name in ("drop", "l1", "l2"))]
     for ax, method in zip(drawn.axes, METHODS, strict=True):
         assert ax.get_title() == method.replace("_", " ")
-        layers = [network_means(distinct.modules, "score", assoc=method, layer=layer) for layer in (0, 1)]
+        layers = [network_means(distinct.modules, "num_clusters", assoc=method, layer=layer) for layer in (0, 1)]
         for (name, networks), color in zip(expected.items(), colors, strict=True):
             curve = error_bars(ax)[name]
             assert_curve(curve, {layer: [q[n] for n in networks] for layer, q in enumerate(layers)})
@@ -359,6 +434,11 @@ def test_boxes_points_and_bars_of_the_null_are_those_of_their_method(distinct):
     drawn = module_figures.null_distributions(distinct)
     names = [tick.get_text().replace("\n", " ") for tick in drawn.axes[1].get_xticklabels()]
     assert names == [method.replace("_", " ") for method in METHODS]
+    assert [ax.get_ylabel() for ax in drawn.axes] == ["modularity Q", "number of clusters"]
+    assert note_of(drawn) == (
+        "Boxes: layers of untrained networks (n = 4). Points: layers of networks with L2 = 1e-5 (n = 3). Black bars: "
+        "mean Q of shuffled matrices."
+    )
     for ax, value in zip(drawn.axes, ("score", "num_clusters"), strict=True):
         for i, method in enumerate(METHODS):
             rows = [row for row in distinct.modules.to_dict("records") if row["assoc"] == method]
@@ -387,6 +467,7 @@ def test_effects_stand_in_the_row_of_their_method_with_their_sign(distinct):
     ticks = dict(zip((t.get_text() for t in drawn.axes[0].get_yticklabels()), drawn.axes[0].get_yticks(), strict=True))
     assert list(ticks) == [method.replace("_", " ") for method in METHODS]
     at = {"drop": "dropout up to 0.6", "l1": "L1 weight up to 0.001", "l2": "L2 weight up to 0.01"}
+    assert labels_of(drawn)[0] == {"change of Q"}
     for ax, regularizer in zip(drawn.axes, at, strict=True):
         assert ax.get_title() == at[regularizer]
         rows = table[table["regularizer"] == regularizer].set_index("assoc")
@@ -405,7 +486,10 @@ def test_q_at_equal_accuracy_is_drawn_against_mean_accuracy_by_regularizer(disti
     drawn = effect_figures.modularity_at_accuracy(distinct)
     accuracies = {key(row): row["test_acc"] for row in distinct.models.to_dict("records")}
     assert legend_of(drawn.axes[0]) == ["dropout", "L1 weight", "L2 weight"]
+    assert labels_of(drawn) == [{"mean test accuracy"}, {"modularity Q"}]
+    shared = findings.at_equal_accuracy(distinct)["accuracy"].iloc[0]
     for ax, method in zip(drawn.axes, METHODS, strict=True):
+        assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == ":"] == [shared]
         assert ax.get_title() == method.replace("_", " ") and ax.xaxis_inverted()
         q = network_means(distinct.modules, "score", assoc=method)
         for regularizer in ("drop", "l1", "l2"):
@@ -423,6 +507,7 @@ def test_networks_are_drawn_by_q_and_accuracy_in_the_colour_of_their_grid(distin
     correlations = findings.accuracy_correlations(distinct).set_index("assoc")
     accuracies = {key(row): row["test_acc"] for row in distinct.models.to_dict("records")}
     assert legend_of(drawn.axes[0]) == ["dropout grid", "L1 weight grid", "L2 weight grid"]
+    assert labels_of(drawn) == [{"modularity Q"}, {"test accuracy"}]
     for ax, method in zip(drawn.axes, METHODS, strict=True):
         q = network_means(distinct.modules, "score", assoc=method)
         row = correlations.loc[method]
@@ -459,6 +544,13 @@ def test_matrices_are_shown_as_numbered_and_below_sorted_by_their_own_clusters(d
             assert grouped.get_title() == f"Q = {rows[method].score:.3f}, 3 clusters"
             np.testing.assert_array_equal(shown(numbered), rows[method].adj)
             np.testing.assert_array_equal(shown(grouped), by_cluster(rows[method])[0])
+            norm, cmap = grouped.images[0].norm, grouped.images[0].cmap
+            top = np.percentile(rows[method].adj, 99)
+            assert norm(top / 4) == pytest.approx(0.5) and norm(top) == norm(2 * top) == 1 and norm(0) == 0
+            assert sum(cmap(1.0)[:3]) < sum(cmap(0.5)[:3]) < sum(cmap(0.0)[:3])  # darker is stronger
+            across = sorted(line.get_ydata()[0] for line in grouped.lines if len(set(line.get_ydata())) == 1)
+            down = sorted(line.get_xdata()[0] for line in grouped.lines if len(set(line.get_xdata())) == 1)
+            assert across == down == [3.5, 7.5] and not numbered.lines  # twelve units in three clusters
         assert above[0].get_ylabel() == "units as numbered" and below[0].get_ylabel() == "units by cluster"
 
 
@@ -471,6 +563,7 @@ def test_rows_are_matrices_and_columns_the_clusters_that_order_them(distinct):
         for ax, b in zip(line, matrix_figures.SHOWN, strict=True):
             units = by_cluster(rows[b])[1]
             np.testing.assert_array_equal(shown(ax), rows[a].adj[np.ix_(units, units)])
+            assert ax.xaxis.label.get_fontweight() == ("bold" if a == b else "normal")
     titles = [ax.get_title() for ax in panels[0]]
     assert titles == [f"by {b.replace('_', ' ')}\nclusters" for b in matrix_figures.SHOWN]
 
@@ -496,6 +589,11 @@ def test_agreement_stands_above_its_group_in_the_colour_of_its_condition(distinc
     assert legend_of(drawn.axes[0]) == [*names, "original program, MNIST (n = 1)"]
     colors = [style.UNTRAINED, style.TRAINED, *(grids.REGULARIZERS[name].color for name in ("drop", "l1", "l2"))]
     conditions = ("untrained", "trained", "drop", "l1", "l2")
+    assert [ax.get_ylabel() for ax in drawn.axes] == [
+        "element-centric similarity\n(dashes: expected by chance)",
+        "element-centric similarity\nbeyond chance",
+        "reduced mutual\ninformation (normalized)",
+    ]
     for ax, measure in zip(drawn.axes, ("element_sim", "adjusted", "rmi_norm"), strict=True):
         groups = [tick.get_text().replace("\n", " ") for tick in ax.get_xticklabels()]
         assert groups == ["within upstream", "within downstream", "across"]
@@ -506,10 +604,13 @@ def test_agreement_stands_above_its_group_in_the_colour_of_its_condition(distinc
             np.testing.assert_allclose(y, rows[measure])
             np.testing.assert_allclose([low, high], rows[[f"{measure}_low", f"{measure}_high"]].to_numpy().T)
             assert np.round(x).tolist() == [0, 1, 2] and to_rgb(line.get_color()) == to_rgb(color)
-    dashes = [segment for collection in drawn.axes[0].collections for segment in collection.get_segments()]
-    flat = sorted(s[0][1] for s in dashes if s[0][1] == s[1][1] and s[0][0] != s[1][0])
-    within = table[table["group"] != agreement.OWN_FORMS]
-    np.testing.assert_allclose(flat, sorted(within["expected"]))
+            segments = [s for collection in ax.collections for s in collection.get_segments() if s[0][1] == s[1][1]]
+            chance = {round((s[0][0] + s[1][0]) / 2, 9): s[0][1] for s in segments}
+            if measure == "element_sim":
+                np.testing.assert_allclose([chance[round(place, 9)] for place in x], rows["expected"])
+        (stars,) = [line for line in ax.lines if line.get_marker() == "*"]
+        trained = table[table["condition"] == "trained"].set_index("group").loc[groups]
+        np.testing.assert_allclose(np.array(stars.get_ydata(), dtype=float), trained[measure])
 
 
 def test_matrices_of_agreement_hold_means_in_order_and_the_difference_is_last_less_first(distinct):
@@ -522,6 +623,16 @@ def test_matrices_of_agreement_hold_means_in_order_and_the_difference_is_last_le
         np.testing.assert_allclose(shown(ax), values)
         written = [text.get_text().replace("-.", "-0.") for text in ax.texts]
         np.testing.assert_allclose([float(text) for text in written], values.ravel(), atol=0.0051)
+        across, down = ax.lines
+        assert across.get_ydata()[0] == down.get_xdata()[0] == 3.5  # between the families
+        image = ax.images[0]
+        for text, value in zip(ax.texts, values.ravel(), strict=True):
+            light = np.dot(image.cmap(image.norm(value))[:3], (0.3, 0.59, 0.11))
+            assert text.get_color() == ("white" if light < 0.5 else "black")
+    assert [ax.images[0].get_clim() for ax in panels] == [(0, 1), (0, 1), (-0.4, 0.4)]
+    assert sum(panels[0].images[0].cmap(1.0)[:3]) > sum(panels[0].images[0].cmap(0.0)[:3])  # brighter is more alike
+    red, _, blue, _ = panels[2].images[0].cmap(1.0)
+    assert red > blue  # orange: the last table agrees more
     names = [tick.get_text() for tick in panels[0].get_yticklabels()]
     assert names == [method.replace("_", " ") for method in METHODS]
     bar = next(ax for ax in drawn.axes if not ax.get_title())
@@ -532,6 +643,8 @@ def test_correlations_of_measures_stand_in_their_rows_and_columns(distinct):
     drawn = agreement_figures.measure_correlations(distinct.align)
     ax, names = drawn.axes[0], list(agreement_figures.MEASURES)
     np.testing.assert_allclose(shown(ax), agreement.measure_correlations(distinct.align, names))
+    red, _, blue, _ = ax.images[0].cmap(1.0)
+    assert ax.images[0].get_clim() == (-1, 1) and red > blue
     assert [tick.get_text() for tick in ax.get_yticklabels()] == list(agreement_figures.MEASURES.values())
     assert [tick.get_text().replace("\n", "_") for tick in ax.get_xticklabels()] == names
 

@@ -62,9 +62,10 @@ def is_run(path: Path) -> bool:
 def evaluate_run(run_dir: Path, args: argparse.Namespace) -> dict:
     """Evaluates one run: every checkpoint briefly, the best one (or the untrained network) fully."""
     with named(run_dir):
-        if (run_dir / "dummy.ckpt").exists():
-            return evaluate(run_dir / "dummy.ckpt", args)
+        untrained = run_dir / "dummy.ckpt"
         files = sorted(path for path in (run_dir / "weights").glob("*.ckpt") if not path.is_symlink())
+        if untrained.exists():
+            files = [untrained]
         if not files:
             raise FileError("no checkpoint in it" if run_dir.exists() else "no such folder")
         record = runs.read_record(run_dir)  # there is none in folders of other programs
@@ -72,6 +73,8 @@ def evaluate_run(run_dir: Path, args: argparse.Namespace) -> dict:
             if runs.state(run_dir)[0] != "done":
                 raise FileError("its training is not finished; run train.sh again, then evaluate")
             check_belong(files, runs.Asked(run_dir, record["hyperparameters"], record["epochs"], record.get("data")))
+        if files == [untrained]:
+            return evaluate(untrained, args)
         metrics = list(dict.fromkeys([*args.metrics, "val_loss"]))
         args = argparse.Namespace(**vars(args) | {"metrics": metrics})
         val_loss = {path: plain(evaluate(path, args, basics_only=True)["val_loss"]) for path in files}
@@ -85,7 +88,7 @@ def check_belong(files: list[Path], ask: runs.Asked) -> None:
     """Raises FileError if one of some checkpoints is not of the run that its directory is said to hold."""
     for path in files:
         stored = checkpoints.read(path, mmap=True)
-        hyperparameters = stored.get("hyper_parameters", {}) | {"untrained": False}
+        hyperparameters = stored.get("hyper_parameters", {}) | {"untrained": path.name == "dummy.ckpt"}
         held = {"hyperparameters": hyperparameters, "data": stored.get("data"), "epochs": stored.get("epoch", -1) + 1}
         if other := runs.differences(held, ask):
             raise FileError(f"{path} belongs to another run ({'; '.join(other)}); move it away")

@@ -144,7 +144,7 @@ run_one() {
 deal_gpu() {
     local visible
     mapfile -t visible < <(gpus)
-    [[ $1 =~ ^[0-9]+$ && ${#visible[@]} -gt 0 && $2 != *" --device "* ]] || return 0
+    [[ $1 =~ ^[0-9]+$ && ${#visible[@]} -gt 0 && $2 != *" --device"[\ =]* ]] || return 0
     export CUDA_VISIBLE_DEVICES=${visible[$1 % ${#visible[@]}]}
 }
 

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +37,11 @@ def test_fingerprint_tells_the_contents_and_nothing_else(folder, tmp_path):
     assert datasets.fingerprint("cifar10", tmp_path / "copy") == first
     (folder / "cifar10" / "test" / "cat" / "1.png").rename(folder / "cifar10" / "test" / "dog" / "7.png")
     assert datasets.fingerprint("cifar10", folder) != first
+
+
+def test_fingerprint_stays_what_it_is():
+    """Runs on disk name it: with another one they would be of other data."""
+    assert array_cache.contents_hash(data_set_arrays()) == "100bf61c53dce7af7a39af4c4f7ff0ca"
 
 
 @pytest.mark.parametrize("change", range(5))
@@ -146,6 +152,22 @@ def test_what_is_not_a_cache_is_left_alone(folder):
     (root / ".arrays-killed").mkdir()
     datasets.load("cifar10", folder)
     assert len(caches(root)) == 2 and caches(root)[-1] == "arrays-of-mine"
+
+
+def test_arrays_are_on_disk_before_they_take_their_place(folder, monkeypatch):
+    """A power cut would leave files of the right sizes and times, and nothing in them."""
+    done, fsync, rename = [], os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(Path(os.readlink(f"/dev/fd/{fd}")).stem), fsync(fd)))
+    monkeypatch.setattr(Path, "rename", lambda path, target: (done.append("rename"), rename(path, target))[1])
+    datasets.load("cifar10", folder)
+    assert done == [*ARRAYS, "rename"]
+
+
+def test_what_is_done_to_the_arrays_does_not_reach_their_file(folder):
+    first = datasets.load("cifar10", folder)[0]
+    before = first.clone()
+    first.fill_(7)
+    assert torch.equal(datasets.load("cifar10", folder)[0], before)
 
 
 def damage_middle(path):

@@ -155,6 +155,10 @@ def full_backward_hook(_module, of_inputs, _of_outputs):
     return tuple(g if g is None else 3 * g for g in of_inputs)
 
 
+def full_backward_pre_hook(_module, of_outputs):
+    return tuple(3 * g for g in of_outputs)
+
+
 def masked(model):
     prune.random_unstructured(model[0], "weight", amount=0.5)
     prune.random_unstructured(model[2], "weight", amount=0.3)
@@ -216,9 +220,10 @@ def gauss_newton(model, x):
     return total / len(x)
 
 
-def test_layers_with_backward_hooks_are_refused():
+@pytest.mark.parametrize("hook", [full_backward_hook, full_backward_pre_hook])
+def test_layers_with_backward_hooks_are_refused(hook):
     with pytest.raises(ValueError, match="'1' has a backward hook"):
-        associations(hooked(1, full_backward_hook), batches(randn(9, 6)), layers=["1"])
+        associations(hooked(1, hook), batches(randn(9, 6)), layers=["1"])
 
 
 def test_a_chain_is_taken_by_its_products_and_no_other_network_is():
@@ -584,13 +589,17 @@ def test_the_layer_without_a_jacobian_is_named():
             self.head = nn.Linear(256, 3)
 
         def forward(self, x):
-            return self.head(self.second(NumpyTanh.apply(self.first(x))).flatten(1))
+            first = self.first(x)
+            return self.head((self.second(NumpyTanh.apply(first / scale)) + first).flatten(1))
 
-    with pytest.raises(ValueError, match=r"the derivative of layer 'second' by") as refusal:
-        associations(
-            Two().double().eval(), batches(randn(6, 3, 8, 8)), layers=["first", "second"], methods=["forward_jac"]
-        )
-    assert "'first'" not in str(refusal.value)
+    for scale, weight in ((1, 1), (1e6, 1e-3)):  # however large the others are beside it
+        model = Two().double().eval()
+        with torch.no_grad():
+            model.first.weight.mul_(scale)
+            model.second.weight.mul_(weight)
+        with pytest.raises(ValueError, match=r"the derivative of layer 'second' by") as refusal:
+            associations(model, batches(randn(6, 3, 8, 8)), layers=["first", "second"], methods=["forward_jac"])
+        assert "'first'" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -724,6 +733,14 @@ def test_random_networks_and_examples_in_company_are_refused_in_every_precision(
     model = made(nn.Linear(6, 50), Noise(kind), nn.ReLU(), nn.Linear(50, 3)).to(dtype)
     with pytest.raises(ValueError, match="random, or its examples influence each other"):
         associations(model, batches(randn(9, 6).to(dtype), 9), layers=["0"], methods=["forward_cov"])
+
+
+@pytest.mark.parametrize("kind", ["statistics", "others"])
+def test_layers_whose_examples_influence_each_other_are_refused_though_the_logits_are_not_made_of_them(kind):
+    model = Aside(lambda _: 0.0).double().eval()
+    model.aside = Noise(kind).eval()
+    with pytest.raises(ValueError, match="random, or its examples influence each other"):
+        associations(model, batches(randn(9, 6), 9), layers=["aside"], methods=["forward_cov"])
 
 
 def test_random_numbers_that_change_nothing_this_time_are_noticed():

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
@@ -176,15 +177,21 @@ def test_results_that_are_none_count_as_not_there(tmp_path, mmap):
     assert checkpoints.read(tmp_path / "a.ckpt", mmap=mmap) == {"align": {"a:a": [{"p": 1.0}]}, "other": None}
 
 
+DICTS = ["hyper_parameters", "state_dict", "callbacks", "assoc", "assoc_sign", "assoc_stderr", "assoc_made_with"]
+OF_LAYERS = ["modules", "lesions", "align"]
+
+
+@pytest.mark.parametrize("name", [*DICTS, *OF_LAYERS])
+def test_every_dict_may_be_none_and_counts_as_not_there(tmp_path, name):
+    checkpoints.write(tmp_path / "a.ckpt", {name: None})
+    assert checkpoints.read(tmp_path / "a.ckpt") == {}
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        {"modules": []},
-        {"assoc_made_with": [1]},
-        {"modules": {"a": {}}},
-        {"align": {"a:a": [None]}},
-        {"hyper_parameters": "x"},
-        {"state_dict": 1},
+        *({name: wrong} for name in (*DICTS, *OF_LAYERS) for wrong in ([], [1], "x", 1)),
+        *({name: {"a:a": wrong}} for name in OF_LAYERS for wrong in ({}, [None], [[]])),
     ],
 )
 def test_entries_of_another_form_are_refused(tmp_path, content):
@@ -398,6 +405,12 @@ def test_a_link_that_works_is_left_alone(weights):
     assert os.lstat(weights / "best.ckpt").st_ino == before
 
 
+def test_a_link_that_a_killed_process_left_half_made_is_in_nobodys_way(weights):
+    (weights / ".best.ckpt.link").symlink_to("last.ckpt")
+    checkpoints.link_best(weights, "epoch=1-step=2.ckpt")
+    assert os.readlink(weights / "best.ckpt") == "epoch=1-step=2.ckpt" and not leftovers(weights)
+
+
 def test_nothing_to_link_to_is_said(tmp_path):
     with pytest.raises(FileError, match="nor another checkpoint"):
         checkpoints.repair_best(tmp_path)
@@ -412,8 +425,9 @@ def test_links_move_with_their_folder_and_survive_writing(weights, tmp_path):
     assert checkpoints.read(moved / "epoch=3-step=6.ckpt") == {"new": 1}
 
 
-def test_json_goes_through_the_same_door(tmp_path):
+def test_json_goes_through_the_same_door_and_colleagues_may_read_it(tmp_path):
     files.write_bytes(tmp_path / "run.json", b'{"a": 1}')
+    assert (tmp_path / "run.json").stat().st_mode & 0o777 == 0o644
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}
 
 
@@ -430,6 +444,8 @@ def test_what_is_written_or_linked_is_on_disk_before_and_after_it_takes_its_plac
 
     for name in ("fsync", "replace"):
         monkeypatch.setattr(os, name, recorded(name, getattr(os, name)))
+    lock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", lambda file, how: (done.append(("lock", file.name)), lock(file, how)))
     folder = str(path.parent.resolve())
     checkpoints.write(path, {})
     (first, scratch), *others = done
@@ -437,4 +453,5 @@ def test_what_is_written_or_linked_is_on_disk_before_and_after_it_takes_its_plac
     assert others == [("replace", f"{folder}/a.ckpt"), ("fsync", folder)]
     done.clear()
     checkpoints.link_best(path.parent, path)
-    assert done == [("replace", f"{path.parent}/best.ckpt"), ("fsync", folder)]
+    locked = ("lock", f"{path.parent}/.lock")
+    assert done == [locked, ("replace", f"{path.parent}/best.ckpt"), ("fsync", folder)]

@@ -32,6 +32,10 @@ elif what == "exit":
 elif what == "count":  # fails, but for the last of so many times
     open("tries", "a").write("x")
     sys.exit(os.path.getsize("tries") < int(rest[0]))
+elif what == "alone":  # fails beside another one
+    os.mkdir("alone")
+    time.sleep(0.2)
+    os.rmdir("alone")
 elif what == "die":
     os.kill(os.getpid(), 9)
 elif what == "orphan":
@@ -126,6 +130,24 @@ def test_the_local_engine_tries_a_line_once(place):
     assert (place / "tries").read_text() == "x"
 
 
+def test_no_more_lines_run_side_by_side_than_jobs_says(place):
+    """Though there are more GPUs."""
+    assert run_lines(["alone"] * 4, JOBS="1", CUDA_VISIBLE_DEVICES="0,1").returncode == 0
+    assert run_lines(["alone"] * 2, JOBS="2", CUDA_VISIBLE_DEVICES="0").returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("sshlogins", "words"), [("a b-gpu1", ["--sshlogin", "a,b-gpu1"]), ("hosts", ["--sshloginfile", "hosts"])]
+)
+def test_parallel_is_told_the_machines_the_folder_and_how_many_lines_on_each(place, sshlogins, words):
+    (place / "hosts").write_text("a\nb\n")
+    program(place, "parallel", "printf '%s\\n' \"$@\" >words")
+    run_lines(["show 1"], ENGINE="parallel", SSHLOGINS=sshlogins, JOBS="3")
+    told = (place / "words").read_text().splitlines()
+    assert told[:7] == [*words, "--workdir", str(place), "--filter-hosts", "-j", "3"]
+    assert told[-1] == "${PARALLEL_SSHLOGIN##*-gpu}"
+
+
 def test_each_line_tells_how_many_are_through_and_the_time_left_for_the_others(place):
     folder = place / "logs" / "jobs" / "1"
     folder.mkdir(parents=True)
@@ -151,10 +173,10 @@ def test_an_unknown_engine_is_refused(place):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_visible_gpus_are_dealt_out_by_slot(place, engine):
     """Four lines at a time share the two visible GPUs evenly; a line that names its device keeps them all."""
-    lines = [f"show {i}" for i in range(4)] + ["show own --device cuda:1"]
+    lines = [f"show {i}" for i in range(4)] + ["show own --device cuda:1", "show same --device=cuda:1"]
     assert run_lines(lines, ENGINE=engine, JOBS="4", CUDA_VISIBLE_DEVICES="5,7").returncode == 0
     assert sorted((place / f"shown-{i}").read_text() for i in range(4)) == ["5", "5", "7", "7"]
-    assert (place / "shown-own").read_text() == "5,7"
+    assert (place / "shown-own").read_text() == (place / "shown-same").read_text() == "5,7"
 
 
 def test_without_a_choice_there_are_as_many_jobs_as_gpus_or_else_cores(place):
@@ -219,8 +241,11 @@ def test_long_lists_are_submitted_in_arrays_of_the_size_slurm_allows(place):
     assert run_lines([f"show {i}" for i in range(25)], ENGINE="slurm", SBATCH_OPTIONS="--gres=gpu:1").returncode == 0
     calls = (place / "calls").read_text().splitlines()
     assert [call.split("--array=")[1].split()[0] for call in calls] == ["1-10", "1-10", "1-5"]
-    assert [call.split(" + ")[1].split()[0] for call in calls] == ["1", "11", "21"]
     assert all("--gres=gpu:1" in call and "--dependency" not in call for call in calls)
+    assert all("--requeue" in call and "--open-mode=append" in call for call in calls)
+    numbers = "; ".join(f"echo {call[call.index('$((') :]}" for call in calls)  # the first line of each array
+    told = subprocess.run(["bash", "-c", numbers], env={"SLURM_ARRAY_TASK_ID": "1"}, capture_output=True, text=True)
+    assert told.stdout.split() == ["1", "11", "21"]
     run_lines([f"show {i}" for i in range(15)], ENGINE="slurm", JOBS="4")
     first, second = (place / "calls").read_text().splitlines()[3:]
     assert "--array=1-10%4" in first and "--array=1-5%4 --dependency=afterany:4" in second

@@ -1,5 +1,6 @@
 """eval.py: every number in a checkpoint against a plain computation, every option seen in the result, every guard."""
 
+import contextlib
 import inspect
 import json
 import math
@@ -222,6 +223,19 @@ def test_scores_without_silent_units_are_those_of_the_smaller_matrix(stored):
     )
 
 
+def test_where_no_unit_fires_there_is_no_score_of_those_that_do():
+    assert math.isnan(steps.score_without(torch.ones(3, dtype=torch.bool), torch.eye(3), 0.5, {}))
+    assert steps.score_without(torch.zeros(3, dtype=torch.bool), torch.eye(3), 0.5, {}) == 0.5
+
+
+def test_hyperparameters_that_a_file_lacks_are_those_of_the_specification():
+    found = networks.hyperparameters({"hyper_parameters": {"dataset": "mnist", "run": 3, "model_args": None}})
+    assert found == {
+        "dataset": "mnist", "task": "sup", "run": 3, "seed": 286436726, "drop": 0.0, "train_val_split": 0.9,
+        "model_args": {},
+    }  # fmt: skip
+
+
 def test_alignments_are_those_of_the_modules(stored):
     assert len(stored["align"]) == 2 * len(associations.PAIRS)
     for pair in ("backward_jac:forward_cov", "forward_cov:forward_cov_norm"):
@@ -331,6 +345,17 @@ def test_exact_associations_stay_whatever_the_directions(path, data, words):
     assert torch.equal(after["assoc"]["forward_jac"][0], stored["assoc"]["forward_jac"][0])
 
 
+def test_methods_that_share_random_directions_are_made_again_together():
+    """Whichever are asked for: they share their signs."""
+    both = ["forward_jac", "forward_jac_norm"]
+    made = {"version": associations.ASSOC_VERSION, "jac_directions": 8, "seed": 0}
+    stored = {kind: {method: [torch.eye(2)] for method in both} for kind in ("assoc", "assoc_stderr")}
+    stored["assoc_made_with"] = {method: made for method in both}
+    for directions, missing in (("4", set(both)), ("8", set())):
+        args = arguments("--modularity-metrics", "forward_jac_norm", "--jac-directions", directions)
+        assert set(steps.missing_associations(stored, args)) == missing
+
+
 def test_some_methods_first_and_all_later(path, data):
     first = evaluate(path, data, "--modularity-metrics", "forward_cov")
     assert first["assoc"].keys() == first["modules"].keys() == {"forward_cov"} and len(first["align"]) == 1
@@ -430,6 +455,7 @@ def test_results_that_are_none_are_made(path, data, kind):
         ["--null-draws", "x"],
         ["--target-entropy", "nan"],
         ["--target-entropy", "0"],
+        ["--target-entropy", "inf"],
         ["--jac-directions", "3"],
         ["--jac-directions", "0"],
         ["--seed", "-1"],
@@ -493,10 +519,43 @@ def test_files_of_other_programs_may_have_split_otherwise(tmp_path, data):
 
 def test_a_run_that_is_being_trained_is_refused(tmp_path, data):
     run = write_run(tmp_path / "run", data=data)
+    link = tmp_path / "link.ckpt"
+    link.symlink_to(run / "weights" / "last.ckpt")
     with files.locked(run):
         assert "being trained" in refusal("--run-dir", run, "--data-dir", data)
+        assert "being trained" in refusal("--ckpt-file", link, "--data-dir", data)
         assert "being trained" in refusal("--ckpt-file", run / "weights" / "last.ckpt", "--data-dir", data)
     evaluation.main(arguments("--run-dir", run, "--data-dir", data, "--skip-modularity"))
+
+
+def test_what_another_process_wrote_while_this_one_waited_for_its_lock_is_kept(path, data, monkeypatch):
+    @contextlib.contextmanager
+    def locked(folder):
+        assert folder == path.parent
+        checkpoints.write(path, checkpoints.read(path) | {"l1_norm": 3.0})
+        yield True
+
+    monkeypatch.setattr(evaluation, "locked", locked)
+    stored = evaluate(path, data, "--skip-modularity")
+    assert stored["l1_norm"] == 3.0 and stored["l2_norm"] > 0
+
+
+def test_what_was_computed_before_a_failure_is_kept(path, data, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(steps, "add_modules", broken)
+    refusal("--ckpt-file", path, "--data-dir", data)
+    stored = checkpoints.read(path)
+    assert stored["test_loss"] > 0 and stored["assoc"].keys() == set(METHODS) and "modules" not in stored
+
+
+def test_a_run_without_a_record_is_evaluated(tmp_path, data):
+    """As other programs leave them."""
+    run = write_run(tmp_path / "run", data=data)
+    (run / "run.json").unlink()
+    evaluation.main(arguments("--run-dir", run, "--data-dir", data, "--skip-modularity"))
+    assert checkpoints.read(run / "weights" / "best.ckpt")["test_loss"] > 0
 
 
 def test_an_unfinished_run_is_refused(tmp_path, data):
@@ -519,6 +578,19 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, data, changed):
         (run / "run.json").write_text(json.dumps(record | {"data": datasets.fingerprint("tiny", data)}))
     assert "another run" in (told := refusal("--run-dir", run, "--data-dir", data)) and str(path) in told
     assert "val_loss" not in checkpoints.read(run / "weights" / "epoch=0-step=9.ckpt")
+
+
+def test_an_untrained_network_of_another_run_is_refused(tmp_path, data):
+    path = write_network(tmp_path / "run" / "dummy.ckpt", data, run=1000)
+    h = checkpoints.read(path)["hyper_parameters"] | {"untrained": True}
+    record = {"hyperparameters": h, "finished": True, "epochs": 0, "early_stopped": False}
+    (path.parent / "run.json").write_text(json.dumps(record))
+    words = ["--run-dir", path.parent, "--data-dir", data, "--skip-modularity"]
+    write_network(path, data, run=1001)
+    assert f"{path} belongs to another run (run 1001, not 1000)" in refusal(*words)
+    write_network(path, data, run=1000)
+    evaluation.main(arguments(*words))
+    assert checkpoints.read(path)["test_loss"] > 0
 
 
 @pytest.mark.parametrize("record", ["[]", "null", "{", '{"finished": true}'])

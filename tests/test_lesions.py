@@ -337,13 +337,16 @@ def test_linearity_is_used_only_where_the_layers_behind_are_plain_linear_ones():
         def forward(self, x):
             return super().forward(x) / 2
 
-    for spoil in ("heir", "hook", "forward"):
+    for spoil in ("heir", "hook", "pre-hook", "forward"):
         model, (images, labels), groups = dense(), data(), some_groups(7)
         assert OwnHidden(model, 0).linears()
         if spoil == "heir":
             model.proj.__class__ = Halved
         elif spoil == "hook":
             model.proj.register_forward_hook(lambda _module, _inputs, output: output / 2)
+        elif spoil == "pre-hook":
+            nn.init.zeros_(model.proj.bias)
+            model.proj.register_forward_pre_hook(lambda _module, inputs: inputs[0] / 2)
         else:
             plain = model.proj.forward
             model.proj.forward = lambda x, plain=plain: plain(x) / 2
@@ -728,6 +731,8 @@ def test_what_makes_no_sense_is_refused_in_a_sentence():
     refused("no layer 3", layer=3)
     refused("no layer -1", layer=-1)
     refused("no layers 'fc'", layer="fc")
+    refused("name a module instead", unit_dim=1)  # nobody would look at it
+    refused("name a module instead", outputs=lambda returned: returned[1])
     refused("name a module instead", model=Plain().double().eval(), images=data(0, 12, (2, 5, 5))[0])
     refused("groups of 6 units for a layer of 7", groups=some_groups(6))
     refused("zeros and ones", groups=groups * 2.0)

@@ -1,5 +1,6 @@
 """The networks against their specification, and the norms of their weights against closed forms."""
 
+import math
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 import models
 from models import Cifar10Fast, LitWrapper, MnistSupervised, norms
+from models.lightning_wrapper import EpochBatches
 from study import datasets
 
 
@@ -131,6 +133,35 @@ def test_state_dict_keys_begin_with_model_and_uid_names_the_run():
     assert all(key.startswith("model.") for key in module.state_dict())
     assert module.get_uid() == "mnist_sup_l2=0.00001_drop=0.30000_run=1"
     assert module.l1_norm() == norms.l1_norm(module.model)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("task", "unsup"), ("l2", -0.1), ("l1", math.nan), ("drop", 1.0), ("run", -1), ("seed", -1), ("batch_size", 0),
+     ("train_val_split", 1.0), ("precision", "16")],
+)  # fmt: skip
+def test_wrapper_refuses_values_that_mean_nothing(name, value):
+    with pytest.raises(ValueError, match=name):
+        wrapper(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["l1_norm", "l2_norm", "nuc_norm", "sparsity"])
+def test_wrapper_gives_each_norm_of_its_network_in_all_and_by_layer(name):
+    module, norm = wrapper(), getattr(norms, name)
+    options = {"eps": 0.02} if name == "sparsity" else {}
+    layers = {"fc_layers.0.weight": module.model.fc_layers[0], "proj.weight": module.model.proj}
+    by_layer = {weight: norm(layer, **options) for weight, layer in layers.items()}
+    assert getattr(module, name)(**options) == norm(module.model, **options)
+    assert getattr(module, f"{name}_by_layer")(**options) == by_layer
+
+
+@pytest.mark.parametrize("epoch_seed", [None, lambda: 4])
+def test_an_epoch_is_all_of_its_batches_ten_at_a_time(epoch_seed):
+    split = datasets.Split(torch.zeros(81, 1, 2, 2, dtype=torch.uint8), torch.arange(81), torch.arange(81))
+    loader = EpochBatches(split, 4, epoch_seed)
+    groups = list(loader)
+    assert [len(group) for group in groups] == [10, 10, 1] and len(loader) == 3
+    assert sorted(torch.cat([y for group in groups for _, y in group]).tolist()) == list(range(81))
 
 
 def test_wrapper_takes_the_hyperparameters_of_other_programs_files():

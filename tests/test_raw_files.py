@@ -3,6 +3,7 @@
 import gzip
 import io
 import pickle
+import socket
 import struct
 import tarfile
 from pathlib import Path
@@ -161,7 +162,9 @@ class Downloaded:
 def test_what_is_missing_altogether_is_downloaded(tmp_path, small_mnist, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST", Downloaded)
     (tmp_path / "mnist" / "MNIST" / "raw").mkdir(parents=True)
+    timeout = socket.getdefaulttimeout()
     assert np.array_equal(loaded("mnist", tmp_path)[2][:, 0], list(small_mnist.values())[2])
+    assert socket.getdefaulttimeout() == timeout
     assert sorted(path.name for path in (tmp_path / "mnist").iterdir() if not path.name.startswith("arrays")) == [
         ".lock",
         "MNIST",
@@ -237,9 +240,10 @@ def test_cifar_is_read_from_its_batches(tmp_path, pickled, folder):
     assert_is_made_up_cifar(loaded("cifar10", tmp_path))
 
 
-def test_cifar_is_read_from_its_archive(tmp_path):
-    (tmp_path / "cifar10").mkdir()
-    with tarfile.open(tmp_path / "cifar10" / "cifar-10-python.tar.gz", "w:gz") as tar:
+@pytest.mark.parametrize("folder", ["cifar10", "."])
+def test_cifar_is_read_from_its_archive(tmp_path, folder):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    with tarfile.open(tmp_path / folder / "cifar-10-python.tar.gz", "w:gz") as tar:
         for name, content in made_up_cifar().items():
             member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
             data = python2(batch(*content))

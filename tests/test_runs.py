@@ -89,6 +89,25 @@ def test_every_hyperparameter_is_part_of_a_runs_identity():
     assert tried | {"task"} == {*grids.HYPERPARAMETERS, "untrained"} == ask("x").identity.keys() | {"task"}
 
 
+def test_a_link_to_nothing_is_no_checkpoint(tmp_path):
+    asked = ask(tmp_path)
+    hold(asked, **DONE)
+    (asked.run_dir / "weights" / "last.ckpt").unlink()
+    (asked.run_dir / "weights" / "best.ckpt").symlink_to("gone.ckpt")
+    assert runs.state(asked.run_dir, asked) == ("left", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "state"), [({}, "done"), ({"num_classes": 3}, "done"), ({"num_classes": 4}, "other")]
+)
+def test_what_the_data_says_of_the_network_need_not_be_asked_for(tmp_path, given, state):
+    """But what is asked for must be there."""
+    full = {"channels": [8], "input_shape": [1, 9, 12], "num_classes": 3}
+    hold(ask(tmp_path, "--model-args", json.dumps(full)), **DONE)
+    asked = ask(tmp_path, "--model-args", json.dumps({"channels": [8]} | given))
+    assert runs.state(asked.run_dir, asked)[0] == state
+
+
 def test_a_record_without_a_checkpoint_stands_in_nobodys_way(tmp_path):
     wrong, right = ask(tmp_path, "--batch-size", "7"), ask(tmp_path)
     for text in (json.dumps({"hyperparameters": wrong.identity, "error": "no"}), "[]", "null", "{", ""):
@@ -299,8 +318,11 @@ def test_replaced_data_is_noticed_by_the_job_list(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for asked in jobs.asked("demo", "l2"):
         hold(asked._replace(data="a" * 32), **DONE)
-    monkeypatch.setattr(jobs, "data_at_hand", lambda dataset, data_dir: {"mnist5k": "a" * 32}[dataset])
+    there = {("mnist5k", "data"): "a" * 32, ("mnist5k", "other"): "b" * 32}
+    monkeypatch.setattr(jobs, "data_at_hand", lambda *where: there[where])
     assert jobs.commands("demo", ["l2"], unfinished_only=True) == []
+    with pytest.raises(UserError, match="trained on other data"):
+        jobs.commands("demo", ["l2"], unfinished_only=True, words=["--data-dir", "other"])
     monkeypatch.setattr(jobs, "data_at_hand", lambda dataset, data_dir: None)
     assert jobs.commands("demo", ["l2"], unfinished_only=True) == []
     monkeypatch.setattr(jobs, "data_at_hand", lambda dataset, data_dir: "b" * 32)
@@ -354,6 +376,12 @@ def test_options_that_the_grid_sets_or_that_mean_nothing_are_refused(capsys):
             jobs.lines("list", ["demo"], words.split(), 1)
         told = capsys.readouterr().err
         assert ended.value.code == 2 and told.count("\n") == 1 and told.startswith("train.py: ")
+
+
+def test_a_part_that_is_named_twice_is_done_once():
+    assert jobs.lines("list", ["demo", "drop", "l2", "drop"], [], 1) == jobs.lines(
+        "list", ["demo", "drop", "l2"], [], 1
+    )
 
 
 def test_wrong_names_are_refused():

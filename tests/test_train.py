@@ -356,6 +356,42 @@ def test_ctrl_c_ends_a_training_with_status_130_and_it_goes_on(copy, again, monk
     assert runs.read_record(copy)["epochs"] == 3
 
 
+class Made(Exception):
+    """Raised in the place of a trainer, with what it was to be made with."""
+
+
+def test_the_trainer_is_on_the_device_asked_for_and_no_cluster_decides(data, tmp_path, monkeypatch):
+    """Under Slurm, Lightning would count the job's tasks, and requeue it on its own."""
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+
+    def trainer(**options):
+        raise Made(options)
+
+    monkeypatch.setattr("pytorch_lightning.Trainer", trainer)
+    words = [*NETWORK, "--max-epochs", "7", "--precision", "bf16-mixed", "--data-dir", data, "--save-dir", tmp_path]
+    args = train.parser().parse_args(map(str, words))
+    for device, devices in (("cuda:1", [1]), ("cuda", [0]), ("cpu", 1)):
+        with pytest.raises(Made) as made:
+            train.train(*runs.asked(args), args, torch.device(device), None)
+        options = made.value.args[0]
+        assert (options["accelerator"], options["devices"]) == (device.partition(":")[0], devices)
+        assert (options["max_epochs"], options["precision"]) == (7, "bf16-mixed")
+        assert any(isinstance(plugin, LightningEnvironment) for plugin in options["plugins"])
+
+
+def test_a_training_on_the_cpu_looks_for_no_gpu(again, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    again()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize("name", ["train.py", "eval.py"])
+def test_sigterm_is_not_left_to_others(program, name):
+    before = signal.getsignal(signal.SIGTERM)
+    assert program(name, "--help")[0] == 0
+    assert signal.getsignal(signal.SIGTERM) not in (before, signal.SIG_DFL)
+
+
 def test_a_mistake_on_the_command_line_ends_with_one_line(program):
     told = "train.py: drop is 1.0: expected a number from 0 to below 1\n"
     assert program("train.py", "--dataset", "mnist", "--drop", "1") == (1, "", told)
@@ -386,8 +422,13 @@ def test_a_training_in_bfloat16_resumes_exactly(data, tmp_path):
     assert runs.read_record(tmp_path / "resumed" / UID)["hyperparameters"]["precision"] == "bf16-mixed"
 
 
-def test_the_precisions_differ(data, trained, tmp_path):
+def test_the_precisions_differ_in_training_and_validation_is_in_full(data, trained, tmp_path):
     run_train(*NETWORK, "--precision", "bf16-mixed", "--data-dir", data, "--max-epochs", "1", "--save-dir", tmp_path)
     ours, theirs = (checkpoints.read(run / "weights" / "epoch=0-step=4.ckpt") for run in (tmp_path / UID, trained))
     assert not same(ours["state_dict"], theirs["state_dict"])
     assert all(value.dtype == torch.float32 for value in ours["state_dict"].values())
+    model = models.build("mnist", 0.0, {"channels": [12, 10]}).eval()
+    model.load_state_dict({name.removeprefix("model."): value for name, value in ours["state_dict"].items()})
+    x, y = next(datasets.splits("mnist", data, grids.BASE_SEED)[1].batches(1000))
+    loss = torch.nn.functional.cross_entropy(model(x)[1], y).item()
+    assert runs.read_record(tmp_path / UID)["best_val_loss"] == pytest.approx(loss, rel=1e-5)

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 import train
-from models import LitWrapper, build
+from models import LitWrapper, build, lightning_wrapper
 from study import checkpoints, grids
 
 BATCH, SPLIT = 30, 0.75
@@ -113,7 +113,9 @@ def both(request, data, tmp_path_factory):
     words = ["--dataset", dataset, "--model-args", json.dumps(model_args), "--max-epochs", str(max_epochs)]
     words += [word for name, value in penalties.items() for word in (f"--{name}", str(value))]
     words += ["--batch-size", str(BATCH), "--train-val-split", str(SPLIT), "--data-dir", str(data)]
-    train.main(train.parser().parse_args([*words, "--save-dir", str(folder), "--device", "cpu", "--no-progress"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lightning_wrapper, "STEPS_AT_A_TIME", 3)  # an epoch is handed over in several parts
+        train.main(train.parser().parse_args([*words, "--save-dir", str(folder), "--device", "cpu", "--no-progress"]))
     plain = plain_training(data, dataset, model_args, **penalties, max_epochs=max_epochs)
     return folder / grids.uid(dataset, **penalties), *plain
 

@@ -18,6 +18,7 @@ from report.style import (
     caption,
     curve,
     figure,
+    in_range,
     label,
     note,
     regularizer_panels,
@@ -97,7 +98,7 @@ def conditions(results, kind="mean"):
                     xerr=ends,
                     fmt="o",
                     color=color,
-                    label=f"{condition} (n = {row['n']})" if i == 0 else None,
+                    label=f"{condition} ({in_range(rows['n'])})" if i == 0 else None,
                 )
         ax.set(title=f"layer {layer}", xlabel=f"z of specialization\n({KINDS[kind]})")
     axes[0, 0].set_yticks(range(len(methods)), [label(method) for method in methods])

@@ -271,8 +271,11 @@ def bars(rows, value, low, high):
 def count(table, by="strength"):
     """How many networks a curve has at each strength, in words."""
     sizes = table.drop_duplicates([*NETWORK, by]).groupby(by).size()
-    if not len(sizes):
-        return "n = 0"
+    return in_range(sizes) if len(sizes) else "n = 0"
+
+
+def in_range(sizes):
+    """Numbers of networks in words: one number, or from the least to the most."""
     return f"n = {sizes.min()}" if sizes.min() == sizes.max() else f"n = {sizes.min()}–{sizes.max()}"
 
 

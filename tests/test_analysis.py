@@ -2,11 +2,13 @@
 
 import argparse
 import itertools
+import json
 import os
 import shutil
 import subprocess
 import sys
 
+import evaluated
 import made_up
 import numpy as np
 import pandas as pd
@@ -304,13 +306,69 @@ def test_saved_tables_say_the_same_as_the_checkpoints(demo, tmp_path):
     found = experiments.load_experiment("demo", demo)
     experiments.save_results(found, tmp_path / "results", "demo")
     saved = experiments.open_results("demo", logs=tmp_path / "nowhere", folder=tmp_path / "results")
-    for a, b in zip(found[:3], saved[:3], strict=True):
-        pd.testing.assert_frame_equal(a, b)
-    assert len(found.examples) > 0
+    for name in ("models", "modules", "align", "lesions"):
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(saved, name))
+    assert len(found.examples) > 0 and len(saved.lesions) == 20 * 16
     for a, b in zip(found.examples.itertuples(), saved.examples.itertuples(), strict=True):
+        for name in ("mean_effects", "zero_effects", "classes"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
         assert (a.assoc, a.layer, a.score) == (b.assoc, b.layer, b.score)
         np.testing.assert_array_equal(a.clusters, b.clusters)
         np.testing.assert_allclose(a.adj / a.adj.max(), b.adj, atol=1e-3)
+
+
+def test_checkpoints_come_before_saved_tables(demo):
+    found = experiments.load_experiment("demo", demo)
+    old = found._replace(modules=found.modules.assign(score=9.0))
+    experiments.save_results(old, demo / "results", "demo")
+    opened = experiments.open_results("demo", logs=demo, folder=demo / "results")
+    pd.testing.assert_frame_equal(opened.modules, found.modules)
+
+
+def test_tables_saved_before_are_gone_with_the_lesions_that_there_are_no_more(tmp_path):
+    found = made_up.results("demo")
+    for lesions in (found.lesions, found.lesions.iloc[:0]):
+        experiments.save_results(found._replace(lesions=lesions), tmp_path, "demo")
+        assert len(experiments.load_results(tmp_path, "demo").lesions) == len(lesions)
+
+
+@pytest.mark.parametrize(("units", "saved"), [(128, True), (129, False)])
+def test_matrices_too_large_to_be_saved_are_left_out(tmp_path, units, saved):
+    found = made_up.results("demo", units=units, layers=1)
+    experiments.save_results(found, tmp_path, "demo")
+    assert len(experiments.load_results(tmp_path, "demo").examples) == saved * len(found.examples)
+
+
+def test_an_experiment_has_its_own_pass_mark(demo, monkeypatch):
+    monkeypatch.setitem(grids.EXPERIMENTS, "demo", grids.EXPERIMENTS["demo"]._replace(pass_mark=0.5))
+    assert (experiments.load_experiment("demo", demo).models["pass_mark"] == 0.5).all()
+
+
+def test_untrained_networks_alone_are_no_experiment(demo):
+    for part in ("l2", "drop"):
+        shutil.rmtree(demo / grids.save_dir("demo", part))
+    with pytest.raises(UserError, match="no trained and evaluated network of demo"):
+        experiments.load_experiment("demo", demo)
+
+
+def test_networks_whose_modules_were_not_lesioned_have_no_rows_of_lesions(demo, capsys):
+    spec = grids.specs("demo", "l2")[0]
+    content = made_up.evaluated(spec)
+    del content["lesions"]
+    write(demo / "logs-demo-l2", spec, content, "weights/best.ckpt")
+    found = experiments.load_experiment("demo", demo)
+    assert len(found.modules) == 20 * 16 and len(found.lesions) == 19 * 16 and capsys.readouterr().err == ""
+
+
+def test_what_made_an_untrained_network_is_read_from_its_own_record(demo):
+    spec = grids.specs("demo", "dummy")[1]
+    run_dir = demo / grids.save_dir("demo", "dummy") / grids.uid(**spec)
+    record = {"hyperparameters": evaluated.hyperparameters(**spec), "versions": {"torch": "9.9"}}
+    (run_dir / "run.json").write_text(json.dumps(record))
+    models = experiments.load_experiment("demo", demo).models
+    assert models.loc[models["torch"].notna(), ["part", "run", "torch"]].astype(str).to_numpy().tolist() == [
+        ["dummy", str(spec["run"]), "9.9"]
+    ]
 
 
 def test_nothing_to_open_is_one_line(tmp_path):
@@ -334,12 +392,32 @@ def test_the_summary_of_a_checkpoint_averages_the_other_methods_of_each_family(t
     content = made_up.evaluated(SPEC)
     content["align"]["backward_jac:forward_cov"][0]["element_sim"] = 0.9
     content["align"]["forward_cov:forward_cov"][0]["element_sim"] = 1.0  # itself does not count
+    own = {"mean_specialization": 0.1, "mean_specialization_z": 1.1}
+    own |= {"zero_specialization": 0.2, "zero_specialization_z": 2.2}
+    content["lesions"]["backward_jac"][1] |= own
+    content["modules"]["backward_jac"][1] |= {"z": 3.5, "p": 0.125, "num_clusters": 2.5, "score": 0.375}
     path = write(tmp_path, SPEC, content)
     table = analysis.checkpoint_summary(path).set_index(["method", "layer"])
     assert len(table) == 16 and table.loc[("forward_cov", 0), "with upstream"] == 0.5
     assert table.loc[("forward_cov", 0), "with downstream"] == pytest.approx((0.9 + 3 * 0.5) / 4)
     assert table.loc[("backward_jac", 0), "with upstream"] == pytest.approx((0.9 + 3 * 0.5) / 4)
     assert table.loc[("backward_jac", 1), "with upstream"] == 0.5
+    assert table.loc[("backward_jac", 1)].drop(["with upstream", "with downstream"]).to_dict() == {
+        **{"Q": 0.375, "z": 3.5, "p": 0.125, "clusters": 2.5},
+        **{"bits": 0.1, "bits z": 1.1, "zero: bits": 0.2, "zero: z": 2.2},
+    }
+
+
+def test_the_layer_asked_for_is_drawn(logs, monkeypatch):
+    content, drawn = made_up.evaluated(SPEC), []
+    for module in ("matrix_figures.sorted_matrices", "lesion_figures.effects_of_methods"):
+        monkeypatch.setattr(f"report.{module}", drawn.append)
+    monkeypatch.setattr("report.style.save", lambda *_: [])
+    analysis.draw(logs / grids.uid(**SPEC) / "weights" / "last.ckpt", 1)
+    for table, kind, field in ((drawn[0], "modules", "adj"), (drawn[1], "lesions", "mean_effects")):
+        assert (table["layer"] == 1).all() and len(table) == len(METHODS)
+        for row in table.to_dict("records"):
+            np.testing.assert_array_equal(row[field], content[kind][row["assoc"]][1][field])
 
 
 def run(*words, cwd):
@@ -369,6 +447,20 @@ def test_the_summary_of_an_experiment_has_five_lines(tmp_path, program):
     lines = out.splitlines()
     assert len(lines) == 5 and "12 trained and 4 untrained networks" in lines[0] and "(n = 2)" in lines[1]
     assert "0.100 without dropout" in lines[2].replace("0.099", "0.100").replace("0.101", "0.100")
+
+
+def test_the_summary_prints_verdicts_and_tables_and_saves_them_where_it_is_asked_to(tmp_path, monkeypatch, capsys):
+    for name in ("summary", "verdicts", "training", "tables"):
+        monkeypatch.setattr(summary, name, lambda *_, name=name: [f"first of {name}", f"last of {name}"])
+    monkeypatch.setattr(experiments, "open_results", lambda name: made_up.results(name))
+    short = ["first of summary", "last of summary"]
+    long = [*short, "", "first of verdicts", "last of verdicts", "first of training", "last of training"]
+    long += ["", "first of tables", "", "last of tables"]
+    for full, save in ((False, False), (True, False), (False, True)):
+        summary.main(argparse.Namespace(experiment="demo", tables=full, save=save, folder=tmp_path / "there"))
+        saved = ["", f"Saved to {tmp_path}/there/demo-*.parquet"] * save
+        assert capsys.readouterr().out.splitlines() == (long if full else short) + saved
+        assert len(list(tmp_path.glob("there/demo-*.parquet"))) == 5 * save
 
 
 # ---- what users write, and what they find ---------------------------------------------------------------------------
@@ -481,10 +573,12 @@ def test_a_cache_is_bound_to_the_very_files_and_the_code_that_made_it(demo, monk
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -p` and `rsync -a` leave it
     assert path.stat().st_size == before.st_size
     assert experiments.load_experiment("demo", demo).modules["score"].max() == 0.75
-    name = cache_of(demo).name
-    monkeypatch.setattr(experiments.inspect, "getsource", lambda module: f"another version of {module}")
-    experiments.load_experiment("demo", demo)
-    assert cache_of(demo).name != name
+    for changed in (analysis, tables):
+        name = cache_of(demo).name
+        with monkeypatch.context() as patch:
+            patch.setattr(experiments.inspect, "getsource", lambda module, changed=changed: str(module is changed))
+            experiments.load_experiment("demo", demo)
+            assert cache_of(demo).name != name
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(demo, monkeypatch):

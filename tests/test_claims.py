@@ -4,7 +4,7 @@ import made_up
 import numpy as np
 import pandas as pd
 import pytest
-from test_findings import cells
+from test_findings import cells, with_known_effects
 
 from modularity import SEARCHES
 from report import agreement, claims, findings
@@ -64,6 +64,31 @@ def test_every_cell_is_that_finding(distinct):
     fails = sum(value >= least for value in by_point)
     assert 0 < fails < len(by_point)
     assert across["holds"] == f"no; at {fails} of {len(by_point)} grid points it fails"
+
+
+def test_dropout_raises_modularity_of_the_methods_that_are_clear_after_bonferronis_correction(distinct):
+    found = with_known_effects(distinct)
+    drop = findings.regularizer_effects(found, per_layer=False).query("regularizer == 'drop' and change > 0")
+    clear, nearly = ((drop["change_p"] < 0.05 / share).sum() for share in (8, 1))
+    assert 0 < clear < nearly
+    assert next(claims.claims(found))[2] == f"for {clear} of 8 methods"
+
+
+@pytest.mark.parametrize(
+    ("within", "across", "spread", "agree", "little"),
+    [
+        (0.5, 0.1, 0.05, "yes", "yes"),
+        (0.5, 0.45, 0.3, "yes", "no"),  # the intervals overlap
+        (0.05, 0.0, 0.5, "no", "no"),  # that within a family reaches below zero
+    ],
+)
+def test_agreement_is_judged_by_the_ends_of_its_intervals(distinct, within, across, spread, agree, little):
+    align = distinct.align.assign(element_sim_expected=0.2)
+    families = [align[name].astype(str).str.startswith("forward") for name in ("assoc_a", "assoc_b")]
+    beyond = np.where(families[0] == families[1], within, across) + spread * (align["run"] % 1000 - 1)
+    found = distinct._replace(align=align.assign(element_sim=0.2 + 0.8 * beyond))
+    *_, (_, _, holds_within), (_, _, holds_across) = claims.claims(found)
+    assert holds_within == agree and holds_across.startswith(f"{little}; ")
 
 
 def test_a_penalty_is_judged_by_dropouts_effect_at_the_same_accuracy(distinct):

@@ -347,6 +347,11 @@ def test_alignments_hold_what_they_say_and_load_as_plain_data(tmp_path):
     assert aligned["null"].shape == (5000,) and aligned["null"].dtype == torch.float32
     assert abs(aligned["transfer_AaPb_norm"] - aligned["transfer_AaPb"] / (a["score"] + 1e-3)) < 1e-12
     assert abs(aligned["transfer_AbPa_norm"] - aligned["transfer_AbPa"] / (b["score"] + 1e-3)) < 1e-12
+    P1, P2 = a["clusters"], b["clusters"]
+    assert aligned["element_sim_expected"] == expected_element_similarity(P1, P2)
+    assert aligned["element_sim_adjusted"] == adjusted_element_similarity(P1, P2)
+    correlation = aligned["adj_spearman_r"], aligned["adj_spearman_p"]
+    assert correlation == spearman_correlation(a["adj"], b["adj"]) and correlation[0] != correlation[1]
 
 
 def test_the_seed_and_number_of_shuffles_reach_the_null():
@@ -369,8 +374,9 @@ def test_without_modules_there_is_no_agreement():
 
 def test_unassigned_clusterings_have_no_score():
     nothing, something = torch.zeros(4, 0), one_hot([0, 0, 1, 1])
-    null, p = alignment_null(nothing, something, 3)
-    assert math.isnan(alignment_score(nothing, something)) and math.isnan(p) and null.isnan().all()
+    for pair in ((nothing, something), (something, nothing)):
+        null, p = alignment_null(*pair, 3)
+        assert math.isnan(alignment_score(*pair)) and math.isnan(p) and null.isnan().all()
 
 
 def test_clusterings_that_cannot_be_compared_are_refused():

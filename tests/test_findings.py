@@ -199,6 +199,10 @@ def test_too_much_is_where_over_half_of_the_runs_fail():
         models.loc[at, "test_acc"] = accuracies
         row = findings.failures(models).query("regularizer == 'drop' and strength == 0.6")
         assert row["too_much"].item() == too_much and row["n"].item() == 2
+    models["pass_mark"] = 0.8
+    models.loc[at, "test_acc"] = [0.5, np.nan]  # one was not evaluated
+    row = findings.failures(models).query("regularizer == 'drop' and strength == 0.6")
+    assert row["n"].item() == row["failed"].item() == 1 and row["too_much"].item()
 
 
 def test_usable_rows_are_those_that_networks_can_bear(exact):
@@ -224,6 +228,10 @@ def test_every_cell_of_the_effects_is_what_plain_loops_give(distinct, per_layer,
         assert row["weakest"] == f"{statistics.fmean(b):.3f} at {text.number(weakest)}"
         assert row["strongest"] == f"{statistics.fmean(a):.3f} at {text.number(strongest)}"
         assert row["change"] == difference_text(a, b, "+.3f") and row["gain"] == difference_text(a, null, "+.3f")
+        places = [i for i, runs in enumerate(curve.values()) for _ in runs]
+        line, span = scipy.stats.linregress(places, [q[n] for runs in curve.values() for n in runs]), len(curve) - 1
+        middle, reach = line.slope * span, scipy.stats.t.ppf(0.975, len(places) - 2) * line.stderr * span
+        assert row["trend"] == f"{middle:+.3f} [{middle - reach:+.3f}, {middle + reach:+.3f}]"
         pairs = [(strength, q[network]) for strength, runs in curve.items() for network in runs]
         rho = scipy.stats.spearmanr(*zip(*pairs, strict=True)).statistic
         assert row["rho"].startswith(f"{rho:+.2f} [")
@@ -297,13 +305,40 @@ def test_effects_at_equal_accuracy_are_interpolated_between_the_strengths_around
         expected = (1 - w) * at[i] + w * at[i + 1]
         assert row["q"] == pytest.approx(expected, abs=1e-9)
         assert row["weakest"] == pytest.approx(at[0]) and row["change"] == pytest.approx(expected - at[0], abs=1e-9)
-        strengths = list(curves[row["regularizer"]])[i : i + 2]
-        assert strengths[0] - 1e-12 <= row["strength"] <= strengths[1] + 1e-12
+        low, high = list(curves[row["regularizer"]])[i : i + 2]
+        linear = row["regularizer"] == "drop" or low == 0
+        assert row["strength"] == pytest.approx((1 - w) * low + w * high if linear else low ** (1 - w) * high**w)
     header = cells(summary.equal_accuracy_table(distinct))[0]
     for title, value in list(header.items())[1:]:
         regularizer = {"dropout": "drop", "L1": "l1", "L2": "l2"}[title.split()[0]]
         row = found[(found["regularizer"] == regularizer) & (found["assoc"] == header["assoc"])].iloc[0]
         assert value == text.with_interval(row, "change", "+.3f") and f"(accuracy {shared:.3f})" in title
+
+
+def test_effects_can_be_asked_for_at_any_accuracy(distinct):
+    found = findings.at_equal_accuracy(distinct, 0.95).set_index(["regularizer", "assoc"])
+    accuracies = {key(row): row["test_acc"] for row in distinct.models.to_dict("records")}
+    q, at = network_means(distinct.modules, "score", assoc="forward_jac"), {}
+    for strength, runs in points(distinct, "l2").items():
+        at[strength] = [statistics.fmean(values[n] for n in runs) for values in (accuracies, q)]
+    (a, q_a), (b, q_b) = at[1e-4], at[1e-3]
+    assert a > 0.95 > b and (found["accuracy"] == 0.95).all()
+    row = found.loc["l2", "forward_jac"]
+    assert row["q"] == pytest.approx(q_a + (q_b - q_a) * (a - 0.95) / (a - b))
+    assert row["strength"] == pytest.approx(10 ** (-4 + (a - 0.95) / (a - b)))
+
+
+def test_next_to_the_weakest_strength_its_networks_count_once(distinct):
+    """Where accuracies do not scatter, half the way to the next strength has half the change, and half its interval."""
+    points_of = [
+        pd.DataFrame({"strength": strength, "test_acc": accuracy, "score": values})
+        for strength, accuracy, values in ((0.0, 0.98, [0.1, 0.3, 0.8]), (0.2, 0.94, [0.5, 0.9, 1.8]))
+    ]
+    row = findings._between(*points_of, points_of[0], 0.96, "score")
+    welch = scipy.stats.ttest_ind(points_of[1]["score"], points_of[0]["score"], equal_var=False)
+    low, high = welch.confidence_interval()
+    found = [row["change"], row["change_low"], row["change_high"], row["change_p"]]
+    assert found == pytest.approx([(16 - 6) / 15 / 2, low / 2, high / 2, welch.pvalue])
 
 
 def test_intervals_at_equal_accuracy_cover_the_truth_though_accuracies_scatter():
@@ -393,6 +428,30 @@ def test_a_method_with_itself_does_not_count_as_agreement(exact):
     pd.testing.assert_frame_equal(agreement.agreement(exact._replace(align=align)), agreement.agreement(exact))
 
 
+def test_networks_and_pairs_of_which_agreement_is_unknown_do_not_count(distinct):
+    align = distinct.align.copy()
+    of_network = (align["part"] == "dummy") & (align["run"] == 1000)
+    across = agreement.with_group(align)["group"] == "across"
+    align.loc[across.index[across & of_network[across.index]], "element_sim"] = np.nan
+    rows = agreement.agreement(distinct._replace(align=align)).set_index(["condition", "group"])
+    assert rows.loc["untrained", "n"].to_dict() == {
+        "within upstream": 4,
+        "within downstream": 4,
+        "across": 3,
+        "a method and its _norm": 4,
+    }
+
+
+def test_where_chance_leaves_nothing_beyond_it_agreement_is_not_adjusted(distinct):
+    pair = distinct.align.query("part == 'l2' and run == 0 and assoc_a == 'backward_jac' and assoc_b == 'forward_jac'")
+    tables = []
+    for level in (1 - 1e-12, np.nan):
+        align = distinct.align.copy()
+        align.loc[pair.index, "element_sim_expected"] = level
+        tables.append(agreement.agreement(distinct._replace(align=align)).filter(like="adjusted"))
+    pd.testing.assert_frame_equal(*tables)
+
+
 def test_there_are_four_pairs_of_different_methods_within_each_family_and_sixteen_across(exact):
     one = exact.align.query("part == 'dummy' and run == 1000 and layer == 0")
     counts = {"within upstream": 4, "within downstream": 4, "across": 16, "a method and its _norm": 4}
@@ -476,6 +535,7 @@ def test_matched_correlation_ignores_what_regularization_does_to_both():
     modules["test_acc"] = 0.95 - 0.2 * modules["drop"] + 0.01 * modules["run"]
     table = findings.accuracy_correlations(found)
     assert (table["matched"].round(9) == 1).all() and (table["overall"] < 0).all() and (table["n"] == 12).all()
+    assert (table[["low", "high"]].round(9) == 1).all(axis=None)  # of resamples within each strength
 
 
 def test_overall_and_matched_correlations_are_those_of_plain_loops(distinct):
@@ -552,8 +612,9 @@ def test_the_summary_makes_do_without_untrained_or_without_dropped_out_networks(
     assert ("untrained nan (nan)" in lines[-1]) == (absent == "dummy")
 
 
-def test_verdicts_count_the_methods_whose_interval_is_clear_of_zero(distinct):
-    found = distinct._replace(modules=distinct.modules.copy())
+def with_known_effects(found):
+    """Results in which Q of some methods rises, and of some falls, at the strongest dropout: much, or hardly."""
+    found = found._replace(modules=found.modules.copy())
     modules, random = found.modules, np.random.default_rng(2)
     modules["score"] = 0.5 + 0.02 * random.normal(size=len(modules))
     strong = np.isclose(modules["drop"], 0.6)
@@ -561,6 +622,12 @@ def test_verdicts_count_the_methods_whose_interval_is_clear_of_zero(distinct):
     modules.loc[strong & (modules["assoc"] == METHODS[4]), "score"] -= 0.4
     modules.loc[strong & (modules["assoc"] == METHODS[3]), "score"] += 0.04
     modules.loc[strong & (modules["assoc"] == METHODS[5]), "score"] -= 0.04
+    return found
+
+
+def test_verdicts_count_the_methods_whose_interval_is_clear_of_zero(distinct):
+    found = with_known_effects(distinct)
+    modules = found.modules
     effects = findings.regularizer_effects(found, False).query("regularizer == 'drop'")
     q = {method: network_means(modules, "score", assoc=method) for method in METHODS}
     curve = points(found, "drop")

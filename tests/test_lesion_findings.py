@@ -5,11 +5,12 @@ import statistics
 
 import made_up
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 from matplotlib.colors import to_rgb
 from test_findings import cells, difference_text, key, mean_text, network_means, points, untrained_of
-from test_plots import assert_band, assert_curve, bands, error_bars, legend_of, shown
+from test_plots import assert_band, assert_curve, bands, error_bars, legend_of, note_of, shown
 
 from associations import DOWNSTREAM, METHODS, UPSTREAM
 from report import lesion_figures, lesion_findings, lesion_text, style, summary
@@ -147,6 +148,16 @@ def test_correlations_with_agreement_are_those_of_plain_loops(distinct):
         pairs = {n: (statistics.fmean(agreed[n]), statistics.fmean(z[n])) for n in wanted}
         assert row["n"] == len(pairs)
         np.testing.assert_allclose(row[["overall", "matched"]].astype(float), matched(pairs), atol=1e-6)
+
+
+def test_pairs_that_agree_by_chance_alone_do_not_count(distinct):
+    pair = distinct.align.query("part == 'l2' and run == 0 and assoc_a == 'backward_jac' and assoc_b == 'forward_jac'")
+    tables = []
+    for level in (1 - 1e-12, np.nan):
+        align = distinct.align.copy()
+        align.loc[pair.index, "element_sim_expected"] = level
+        tables.append(lesion_findings.agreement_correlations(distinct._replace(align=align)))
+    pd.testing.assert_frame_equal(*tables)
 
 
 def test_made_up_specialization_is_found():
@@ -303,6 +314,7 @@ def test_each_layer_has_its_line(distinct):
 def test_differences_are_drawn_upstream_less_downstream_a_row_a_kind(distinct):
     panels = np.array(lesion_figures.family_differences(distinct).axes).reshape(2, 3)
     assert legend_of(panels[0, -1]) == ["layer 0", "layer 1"]
+    assert "Shaded: mean ± σ of untrained networks (n = 4)." in note_of(panels[0, 0].figure)
     for row, kind in zip(panels, KINDS, strict=True):
         assert row[0].get_ylabel() == f"upstream − downstream\nz, {KINDS[kind]}"
         for ax, regularizer in zip(row, ("drop", "l1", "l2"), strict=True):
@@ -329,6 +341,13 @@ def test_conditions_stand_in_the_row_of_their_method(distinct):
     conditions, all_z = networks_of(distinct), each_z(distinct, "zero_specialization_z")
     names = [tick.get_text() for tick in drawn.axes[0].get_yticklabels()]
     assert names == [method.replace("_", " ") for method in METHODS]
+    legend = []
+    for condition in ("untrained", "trained"):
+        sizes = [len(set(conditions[condition]) & set(all_z[method, 1])) for method in METHODS]
+        assert min(sizes) < max(sizes)
+        legend.append(f"{condition} (n = {min(sizes)}–{max(sizes)})")
+    assert legend_of(drawn.axes[-1]) == legend
+    assert note_of(drawn) == "Bars: 95% intervals over networks. Dotted: shuffled clusterings."
     for layer, ax in enumerate(drawn.axes):
         assert ax.get_title() == f"layer {layer}" and ax.get_xlabel().endswith("(lesions to zero)")
         colors = {to_rgb(style.UNTRAINED): "untrained", to_rgb(style.TRAINED): "trained"}
@@ -354,20 +373,28 @@ def test_effects_of_all_methods_are_clusters_by_classes_in_their_panels(distinct
             assert column[0].get_title() == f"{method.replace('_', ' ')}: {bits[0]:.2f} bits"
             assert column[1].get_title() == f"{bits[1]:.2f} bits"
             for ax, kind in zip(column, KINDS, strict=True):
-                np.testing.assert_array_equal(shown(ax), getattr(rows[method], f"{kind}_effects"))
+                effects = getattr(rows[method], f"{kind}_effects")
+                np.testing.assert_array_equal(shown(ax), effects)
+                assert ax.images[0].get_clim() == pytest.approx((-np.abs(effects).max(), np.abs(effects).max()))
                 assert [t.get_text() for t in ax.get_xticklabels()] == [str(k) for k in range(10)]
                 assert [t.get_text() for t in ax.get_yticklabels()] == ["1", "2", "3"]
 
 
 def test_an_upstream_and_a_downstream_methods_effects_stand_side_by_side(distinct):
-    panels = np.array(lesion_figures.effects_side_by_side(distinct.examples, kind="zero").axes).reshape(2, 4)
+    examples = distinct.examples.replace({"layer": {1: 3}})
+    drawn = lesion_figures.effects_side_by_side(examples, kind="zero")
+    assert note_of(drawn) == (
+        "Lesions to zero. Red: a lesion of the cluster raises the class's loss; blue: it lowers it; each panel to its "
+        "own largest effect."
+    )
+    panels = np.array(drawn.axes).reshape(2, 4)
     for line, (part, drop, words) in zip(
         panels, (("l2", 0.0, "L2 weight 1e-5"), ("drop", 0.6, "dropout 0.6")), strict=True
     ):
         assert line[0].get_ylabel() == f"{words}\ncluster"
-        places = [(layer, method) for layer in (0, 1) for method in ("forward_jac", "backward_jac")]
+        places = [(layer, method) for layer in (0, 3) for method in ("forward_jac", "backward_jac")]
         for ax, (layer, method) in zip(line, places, strict=True):
-            t = distinct.examples
+            t = examples
             rows = t[(t["part"] == part) & (t["drop"] == drop) & (t["layer"] == layer) & (t["assoc"] == method)]
             (row,) = rows.itertuples()
             np.testing.assert_array_equal(shown(ax), row.zero_effects)

@@ -1,5 +1,6 @@
 """The notebook runs from top to bottom on small tables, and what is committed is what such a run leaves."""
 
+import inspect
 import json
 import os
 import re
@@ -8,9 +9,21 @@ import subprocess
 import sys
 
 import made_up
+import pandas as pd
 import pytest
 
-from report import experiments
+from report import (
+    agreement,
+    agreement_figures,
+    effect_figures,
+    experiments,
+    findings,
+    lesion_figures,
+    matrix_figures,
+    module_figures,
+    style,
+    training_figures,
+)
 from study.cli import UserError
 
 NAME = "notebooks/analysis_sandbox.ipynb"
@@ -40,6 +53,107 @@ def test_the_notebook_runs_on_a_small_results_table(tmp_path):
     names = {path.stem for path in (tmp_path / "figures" / "mnist-wide").glob("*.svg")}
     named = re.findall(r'keep\(.*, "([\w-]+)"\)', "\n".join("".join(cell["source"]) for cell in code_cells(executed)))
     assert len(named) > 15 and set(named) | {"q-layers-drop", "clusters-layers-drop"} <= names
+
+
+FIGURES = agreement_figures, effect_figures, lesion_figures, matrix_figures, module_figures, training_figures
+CALLS = {  # what each file shows
+    "accuracy": "accuracy_vs_regularization(models)",
+    "failures": "failures_vs_regularization(models)",
+    "norms": "norms_vs_regularization(models)",
+    "matrices": "sorted_matrices(weakest)",
+    "orders": "matrices_in_each_order(weakest)",
+    "null": "null_distributions(all)",
+    "q": "modules_vs_regularization(all, score)",
+    "clusters": "modules_vs_regularization(all, num_clusters)",
+    "z": "modules_vs_regularization(all, z)",
+    "z-rotation": "modules_vs_regularization(all, rotation_z)",
+    "q-depth": "modules_vs_depth(all, score)",
+    "clusters-depth": "modules_vs_depth(all, num_clusters)",
+    "dropout": "matrices_vs_dropout(examples, 0)",
+    "effects": "effects(effects)",
+    "equal-accuracy": "modularity_at_accuracy(all, score)",
+    "agreement-matrices": "alignment_matrices({untrained: untrained, trained: trained}, element_sim, True)",
+    "agreement-matrices-regularizers": (
+        "alignment_matrices({dropout: drop, L1 weight: l1, L2 weight: l2}, element_sim, False)"
+    ),
+    "agreement-matrices-layers": "alignment_matrices({layer 0: layer 0, layer 1: layer 1}, element_sim, False)",
+    "agreement": "agreement(agreement, original agreement)",
+    "measures": f"measure_correlations(trained, {' '.join(agreement_figures.MEASURES)})",
+    "specialization-families": "family_differences(all)",
+    "accuracy-modularity": "modularity_vs_accuracy(all, correlations)",
+    "original": (
+        "alignment_matrices({this experiment: without, original program, MNIST: original align}, element_sim, False)"
+    ),
+}
+for name in ("drop", "l1", "l2"):
+    CALLS[f"q-layers-{name}"] = f"modules_by_layer(all, {name}, score, original modules)"
+    CALLS[f"clusters-layers-{name}"] = f"modules_by_layer(all, {name}, num_clusters, original modules)"
+    CALLS[f"specialization-layers-{name}"] = f"specialization_by_layer(all, {name}, mean)"
+for kind in ("mean", "zero"):
+    CALLS[f"lesions-{kind}"] = f"effects_side_by_side(examples, forward_jac backward_jac, {kind})"
+    CALLS[f"specialization-{kind}"] = f"conditions(all, {kind})"
+    CALLS[f"specialization-regularizers-{kind}"] = f"specialization_vs_regularization(all, {kind})"
+
+
+def test_each_figure_of_the_notebook_shows_what_its_name_says(committed, tmp_path, monkeypatch):
+    """Its cells run with figures that say with what they were called, defaults included."""
+    found, original, kept = made_up.results(), made_up.results("demo", layers=1, seed=1), {}
+    usable = findings.usable(found.align, found.models)
+    trained = usable[usable["part"] != "dummy"]
+    known = {
+        **{"all": found, "models": found.models, "examples": found.examples},
+        "weakest": found.examples[(found.examples["part"] == "l2") & (found.examples["layer"] == 0)],
+        **{"trained": trained, "untrained": usable[usable["part"] == "dummy"]},
+        **{name: trained[trained["part"] == name] for name in ("drop", "l1", "l2")},
+        **{f"layer {layer}": trained[trained["layer"] == layer] for layer in (0, 1)},
+        "without": found.align[(found.align["part"] == "l2") & (found.align["l2"] == 1e-5)].assign(strength=0.0),
+        "effects": findings.regularizer_effects(found, per_layer=False),
+        "correlations": findings.accuracy_correlations(found),
+        **{"agreement": agreement.agreement(found), "original agreement": agreement.agreement(original)},
+        **{"original modules": original.modules, "original align": original.align},
+    }
+
+    def described(x):
+        if isinstance(x, dict):
+            return f"{{{', '.join(f'{title}: {described(table)}' for title, table in x.items())}}}"
+        if isinstance(x, pd.DataFrame):
+            same = [name for name, table in known.items() if name != "all" and same_rows(table, x)]
+            return same[0] if len(same) == 1 else f"an unknown table {same}"
+        return "all" if x is found else " ".join(x) if isinstance(x, tuple) else str(x)
+
+    def recorder(function):
+        def record(*args, **kwargs):
+            bound = inspect.signature(function).bind(*args, **kwargs)
+            bound.apply_defaults()
+            return f"{function.__name__}({', '.join(map(described, bound.args))})"
+
+        return record
+
+    for module in FIGURES:
+        for name, function in vars(module).copy().items():
+            if inspect.isfunction(function) and hasattr(function, "__wrapped__"):
+                monkeypatch.setattr(module, name, recorder(function))
+    monkeypatch.setattr(experiments, "open_results", lambda name: found)
+    monkeypatch.setattr(experiments, "original_program", lambda: original)
+    monkeypatch.setattr(style, "keep", lambda drawn, name, folder: kept.update({name: drawn}))
+    monkeypatch.setattr("IPython.display.display", lambda _: None)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.chdir(tmp_path)
+    cells = ["".join(cell["source"]) for cell in code_cells(committed)]
+    ready = next(i for i, cell in enumerate(cells) if "keep = partial" in cell)
+    drawing = [cell for cell in cells[ready + 1 :] if "keep(" in cell or "accuracy = " in cell]
+    exec("\n".join([*cells[: ready + 1], *drawing]), {})
+    assert kept == CALLS
+
+
+def same_rows(a, b):
+    """Whether two tables have the same columns, and the same values where these are no arrays."""
+    if list(a) != list(b) or len(a) != len(b):
+        return False
+    return all(a[name].astype(str).tolist() == b[name].astype(str).tolist() for name in a if name not in ARRAYS)
+
+
+ARRAYS = ("adj", "clusters", "sizes", "classes", "mean_effects", "zero_effects")
 
 
 def test_a_mistyped_experiment_is_one_line_in_the_notebook(committed, tmp_path, monkeypatch):

@@ -3,10 +3,12 @@
 import made_up
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from test_analysis import write
 
 from associations import METHODS
+from comparison import element_similarity
 from modularity import SEARCHES, find_clusters, girvan_newman
 from report import agreement, experiments, findings, sensitivity
 from report.text import with_interval
@@ -50,6 +52,29 @@ def test_a_network_gives_a_row_for_each_matrix_and_each_pair_by_each_search(plan
         assert all(row["score"] == pytest.approx(expected, abs=1e-12) and row["repeat"] == 1 for row in modules)
         assert all(row["element_sim"] == row["score"] == 1 and row["p"] < 0.001 for row in align)
         assert {row["assoc"] for row in modules} == set(METHODS) and modules[0]["part"] == "drop"
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_two_seeds_of_the_same_search_are_compared(planted, search, monkeypatch):
+    adj, asked, effective = (
+        planted[1]["modules"]["forward_cov"][0]["adj"],
+        [],
+        np.exp(scipy.stats.entropy([6, 5, 5, 5])),
+    )
+    clusterings = [torch.eye(k)[torch.arange(21) % k] for k in (4, 3)]
+
+    def find(adj, search, seed):
+        asked.append((search, seed))
+        return clusterings[len(asked) - 1]
+
+    monkeypatch.setattr(sensitivity, "find_clusters", find)
+    modules, row = sensitivity.of_matrix(adj, search, "forward_cov", 0)
+    assert [name for name, _ in asked] == [search] * 2 and asked[0][1] != asked[1][1]
+    assert row["repeat"] == element_similarity(*clusterings) < 1
+    assert torch.equal(modules["clusters"], clusterings[0]) and row["num_clusters"] == pytest.approx(
+        effective, rel=1e-6
+    )
+    assert row["score"] == modules["score"] == girvan_newman(adj, clusterings[0]).item()
 
 
 def test_what_was_not_evaluated_is_left_out(planted, tmp_path, monkeypatch):

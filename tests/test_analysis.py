@@ -573,10 +573,10 @@ def test_a_cache_is_bound_to_the_very_files_and_the_code_that_made_it(demo, monk
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -p` and `rsync -a` leave it
     assert path.stat().st_size == before.st_size
     assert experiments.load_experiment("demo", demo).modules["score"].max() == 0.75
+    name, source = cache_of(demo).name, experiments.inspect.getsource
     for changed in (analysis, tables):
-        name = cache_of(demo).name
         with monkeypatch.context() as patch:
-            patch.setattr(experiments.inspect, "getsource", lambda module, changed=changed: str(module is changed))
+            patch.setattr(experiments.inspect, "getsource", lambda m, new=changed: source(m) + "# new" * (m is new))
             experiments.load_experiment("demo", demo)
             assert cache_of(demo).name != name
 

@@ -31,9 +31,12 @@ def verdicts(found: Results) -> Iterator[str]:
         effects = specialization_effects(found, kind)
         for _, rows in effects[effects["assoc"].isin(PAPER_METHODS)].groupby("regularizer", sort=False):
             yield f"z of specialization, {title}, {effect_verdict(rows)}."
-        yield f"z of specialization, {title}, and Q: {correlation_verdict(modularity_correlations(found, kind))}."
-        agreed = agreement_correlations(found, kind)
-        yield f"z of specialization, {title}, and agreement across families: {correlation_verdict(agreed)}."
+        for what, rows in (
+            ("Q", modularity_correlations(found, kind)),
+            ("agreement across families", agreement_correlations(found, kind)),
+        ):
+            if rows["matched"].notna().any():  # single runs leave nothing at matched regularization
+                yield f"z of specialization, {title}, and {what}: {correlation_verdict(rows)}."
 
 
 def family_verdict(row):

@@ -204,12 +204,16 @@ def has_silent(found):
 
 
 def curves_table(found, value="score", form="{:.3f}"):
-    """Mean test accuracy and mean Q, or its z, of each method (means over layers) at each strength, in Markdown."""
-    networks = findings.per_network(found.modules, [value])
-    untrained = [findings.untrained(table).assign(strength=0.0) for table in (found.models, networks)]
-    curves = {"untrained": untrained}
-    for regularizer in findings.present_regularizers(found.models):
-        curves[regularizer] = [findings.along(table, regularizer) for table in (found.models, networks)]
+    """Mean test accuracy and mean Q, or its z, of each method (means over layers) at each strength, in Markdown.
+
+    Of the networks that were evaluated.
+    """
+    tables = found.models.dropna(subset="test_acc"), findings.per_network(found.modules, [value])
+    curves = {}
+    if len(findings.untrained(tables[0])):
+        curves["untrained"] = [findings.untrained(table).assign(strength=0.0) for table in tables]
+    for regularizer in findings.present_regularizers(tables[0]):
+        curves[regularizer] = [findings.along(table, regularizer) for table in tables]
     rows = []
     for name, (models, values) in curves.items():
         accuracy = models.groupby("strength")["test_acc"]

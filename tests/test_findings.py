@@ -712,6 +712,12 @@ def test_single_runs_are_judged_by_the_trend_over_strengths_in_their_order():
     line = scipy.stats.linregress(range(len(curve)), curve)
     assert row["trend"] == pytest.approx((len(curve) - 1) * line.slope) and row["trend_p"] == line.pvalue
     assert row["trend_low"] < row["trend"] < row["trend_high"]
+    assert not [line for line in summary.verdicts(single) if "matched regularization" in line]
+    part = single._replace(
+        models=single.models.assign(test_acc=single.models["test_acc"].where(single.models["part"].eq("drop")))
+    )
+    lines = [line.split(" | ") for line in summary.curves_table(part).splitlines()[2:]]
+    assert [line[:3] for line in lines] == [["| drop", text.number(s), "1"] for s in np.arange(1, 15) / 20]
     words, up, down = summary.effect_verdict(drop), sum(drop["trend_low"] > 0), sum(drop["trend_high"] < 0)
     told = f"drop, 14 networks from 0 to 0.65: Q rises for {up} of 8 methods and falls for {down} ("
     assert up >= 4 and words.startswith(told)

@@ -107,7 +107,7 @@ def quoted(folder: Path) -> str:
             title = " ".join(
                 [f"**{name}**, {next(summary.summary(name, found)).partition(': ')[2]}.", *note(name, folder)]
             )
-            parts.append("\n".join([title, "", *(f"- {line}" for line in summary.headlines(found))]))
+            parts.append("\n".join([title, *(f"- {line}" for line in summary.headlines(found))]))
     return "\n\n".join(parts) + "\n"
 
 

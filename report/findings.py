@@ -29,6 +29,11 @@ def trained(table):
     return table[table["part"] != "dummy"]
 
 
+def evaluated(models):
+    """The rows of networks that were evaluated."""
+    return models.dropna(subset="test_acc")
+
+
 def along(table, regularizer):
     """The rows that show one regularizer's effect, with its value as `strength`.
 
@@ -45,7 +50,7 @@ def failures(models) -> pd.DataFrame:
     accuracy is below the pass mark), too_much (that share exceeds one half)."""
     rows = []
     for regularizer in REGULARIZERS:
-        for strength, runs in along(models, regularizer).dropna(subset="test_acc").groupby("strength"):
+        for strength, runs in along(evaluated(models), regularizer).groupby("strength"):
             failed = (runs["test_acc"] < runs["pass_mark"]).mean()
             rows.append((regularizer, strength, len(runs), failed, failed > 0.5))
     return pd.DataFrame(rows, columns=["regularizer", "strength", "n", "failed", "too_much"])

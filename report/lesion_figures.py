@@ -100,13 +100,13 @@ def conditions(results, kind="mean"):
                     color=color,
                     label=f"{condition} ({in_range(rows['n'])})" if i == 0 else None,
                 )
-        ax.set(title=f"layer {layer}", xlabel=f"z of specialization\n({KINDS[kind]})")
+        ax.set(title=f"layer {layer}", xlabel="z")
     axes[0, 0].set_yticks(range(len(methods)), [label(method) for method in methods])
     for tick, method in zip(axes[0, 0].get_yticklabels(), methods, strict=True):
         tick.set_color(COLORS.get(method, "black"))
     axes[0, 0].invert_yaxis()
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    note(fig, "Bars: 95% intervals over networks. Dotted: shuffled clusterings.")
+    note(fig, f"z of specialization, {KINDS[kind]}. Bars: 95% intervals over networks. Dotted: shuffled clusterings.")
     return fig
 
 

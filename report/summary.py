@@ -49,7 +49,7 @@ def tables(found):
 
 def summary(name, found):
     """Five lines: networks, accuracy, Q of an upstream and of a downstream method, agreement."""
-    evaluated = found.models.dropna(subset="test_acc")
+    evaluated = findings.evaluated(found.models)
     trained, untrained = (
         len(rows.drop_duplicates(list(experiments.NETWORK)))
         for rows in (findings.trained(evaluated), findings.untrained(evaluated))
@@ -208,7 +208,7 @@ def curves_table(found, value="score", form="{:.3f}"):
 
     Of the networks that were evaluated.
     """
-    tables = found.models.dropna(subset="test_acc"), findings.per_network(found.modules, [value])
+    tables = findings.evaluated(found.models), findings.per_network(found.modules, [value])
     curves = {}
     if len(findings.untrained(tables[0])):
         curves["untrained"] = [findings.untrained(table).assign(strength=0.0) for table in tables]

@@ -15,6 +15,7 @@ ALMOST_ONE = 0.9998  # where an accuracy of 1 is drawn
 def accuracy_vs_regularization(models):
     """Train, validation and test accuracy against each regularizer; the axis spreads out both ends, and ends at 0.9998,
     which is where 1 is drawn."""
+    models = findings.evaluated(models)
     fig, axes, columns = regularizer_panels(models, models)
     for _, (ax,), rows, place in columns:
         for name, color, marker in zip(ACCURACIES, ("0.6", "#56B4E9", "black"), "^so", strict=True):
@@ -37,6 +38,7 @@ def accuracy_vs_regularization(models):
 def norms_vs_regularization(models):
     """Norms of the weights, and their sparsity, against each regularizer."""
     names = ("l1_norm", "l2_norm", "nuc_norm", "sparsity")
+    models = findings.evaluated(models)
     fig, axes, columns = regularizer_panels(models, models, rows=len(names), height=5.2)
     for _, column, rows, place in columns:
         for ax, name in zip(column, names, strict=True):
@@ -56,6 +58,7 @@ def norms_vs_regularization(models):
 @figure
 def failures_vs_regularization(models):
     """Share of the runs that fail to learn against each regularizer: how much is too much?"""
+    models = findings.evaluated(models)
     failed = findings.failures(models)
     fig, axes, columns = regularizer_panels(models, models, height=1.9)
     for regularizer, (ax,), _, place in columns:

@@ -347,9 +347,9 @@ def test_conditions_stand_in_the_row_of_their_method(distinct):
         assert min(sizes) < max(sizes)
         legend.append(f"{condition} (n = {min(sizes)}–{max(sizes)})")
     assert legend_of(drawn.axes[-1]) == legend
-    assert note_of(drawn) == "Bars: 95% intervals over networks. Dotted: shuffled clusterings."
+    assert note_of(drawn).startswith("z of specialization, lesions to zero. Bars: 95% intervals")
     for layer, ax in enumerate(drawn.axes):
-        assert ax.get_title() == f"layer {layer}" and ax.get_xlabel().endswith("(lesions to zero)")
+        assert ax.get_title() == f"layer {layer}" and ax.get_xlabel() == "z"
         colors = {to_rgb(style.UNTRAINED): "untrained", to_rgb(style.TRAINED): "trained"}
         assert len(ax.containers) == 2 * len(METHODS)
         for container in ax.containers:

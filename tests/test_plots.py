@@ -93,6 +93,20 @@ def test_figures_of_experiments_without_l1_or_matrices_can_be_drawn():
         assert "No matrices" in draw(found.examples.iloc[:0]).axes[0].texts[0].get_text()
 
 
+def test_networks_that_were_not_evaluated_have_no_panel_and_do_not_count():
+    models = made_up.results("demo", runs=2, untrained=4).models
+    left_out = models["part"].eq("l2") & (models["l2"] > 1e-5) | models["run"].isin([1, 1001])
+    part = models.assign(test_acc=models["test_acc"].where(~left_out))
+    for draw in (
+        training_figures.accuracy_vs_regularization,
+        training_figures.norms_vs_regularization,
+        training_figures.failures_vs_regularization,
+    ):
+        assert {ax.get_xlabel() for ax in draw(part).axes} - {""} == {"dropout"}
+    drawn = training_figures.accuracy_vs_regularization(part)
+    assert "(n = 1 a point)" in drawn.get_supxlabel() and "(n = 3)" in drawn.get_supxlabel()
+
+
 def test_single_networks_can_be_drawn_without_empty_panels(monkeypatch):
     single = grids.EXPERIMENTS["demo"]._replace(values={"l2": [1e-5], "drop": [0.3]}, runs=1, untrained=1)
     monkeypatch.setitem(grids.EXPERIMENTS, "single", single)

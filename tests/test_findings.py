@@ -119,9 +119,9 @@ def test_intervals_cover_the_truth_in_95_of_100_experiments(sizes, weights):
     assert abs(covered / 3000 - 0.95) < 0.015
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.floats(-1, 1)), min_size=3, max_size=9))
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-64, 64)), min_size=3, max_size=9))
 def test_the_trend_is_the_change_along_the_line_of_least_squares(pairs):
-    x, y = np.array(pairs, dtype=float).T
+    x, y = np.array(pairs, dtype=float).T / [[1], [64]]
     found = intervals.trend(x, y)
     if len(set(x)) < 2:
         assert np.isnan(found).all()

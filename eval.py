@@ -63,9 +63,8 @@ def evaluate_run(run_dir: Path, args: argparse.Namespace) -> dict:
     """Evaluates one run: every checkpoint briefly, the best one (or the untrained network) fully."""
     with named(run_dir):
         untrained = run_dir / "dummy.ckpt"
-        files = sorted(path for path in (run_dir / "weights").glob("*.ckpt") if not path.is_symlink())
-        if untrained.exists():
-            files = [untrained]
+        trained = (path for path in (run_dir / "weights").glob("*.ckpt") if not path.is_symlink())
+        files = [untrained] if untrained.exists() else sorted(trained)
         if not files:
             raise FileError("no checkpoint in it" if run_dir.exists() else "no such folder")
         record = runs.read_record(run_dir)  # there is none in folders of other programs

@@ -141,15 +141,19 @@ def named(name, estimate):
 
 
 def judged_by(effects) -> str:
-    """Which column of `regularizer_effects` tells what rises and falls: "change", or "trend" where runs are single."""
+    """Which column of a regularizer's effects tells what rises and falls: "change", or "trend" where none of them has
+    an interval, because an end of the grid has a single run."""
     return "change" if effects["change_p"].notna().any() else "trend"
 
 
 def opposed_layers(effects) -> pd.DataFrame:
     """The rows of `regularizer_effects` (per layer) whose layers change in opposite directions, both clear of zero."""
     groups = effects.groupby(["regularizer", "assoc"], observed=True, sort=False)
-    low, high = (f"{judged_by(effects)}_{end}" for end in ("low", "high"))
-    kept = [rows for _, rows in groups if (rows[low] > 0).any() and (rows[high] < 0).any()]
+    kept = []
+    for _, rows in groups:
+        low, high = (rows[f"{judged_by(rows)}_{end}"] for end in ("low", "high"))
+        if (low > 0).any() and (high < 0).any():
+            kept.append(rows)
     return pd.concat(kept) if kept else effects.iloc[:0]
 
 

@@ -54,7 +54,7 @@ def trend(x, y) -> Estimate:
     Slope b = Σ(x − x̄)(y − ȳ)/S, S = Σ(x − x̄)²; its standard error √(Σ residuals²/((n − 2) S)), n − 2 degrees of
     freedom. Needs no repetitions: a single member at each x leaves n − 2 residuals.
 
-    Returns: NaN for fewer than three members or a constant x.
+    Returns: NaN for fewer than three members or a constant x; 0, with p = 1, for a constant y.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if len(x) < 3 or not np.ptp(x):

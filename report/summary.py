@@ -112,9 +112,9 @@ def modularity(row, kind):
 def verdicts(found):
     """The findings in words that follow from the numbers: the headlines, and where they do not hold."""
     yield from headlines(found)
-    effects = findings.regularizer_effects(found)
-    opposed, by = findings.opposed_layers(effects), findings.judged_by(effects)
+    opposed = findings.opposed_layers(findings.regularizer_effects(found))
     for (regularizer, method), rows in opposed.groupby(["regularizer", "assoc"], observed=True, sort=False):
+        by = findings.judged_by(rows)
         layers = [f"{with_interval(row, by, '+.3f')} in layer {row['layer']}" for _, row in rows.iterrows()]
         yield f"{regularizer}, {method}: layers change in opposite directions, {' and '.join(layers)}."
     yield from exceptions(found, agreement(found).set_index(["condition", "group"]))
@@ -152,7 +152,7 @@ def effect_verdict(rows):
     return (
         f"{start}Q rises for {up.sum()} of {len(rows)} methods and falls for {down.sum()} "
         f"({(up & clear).sum()} and {(down & clear).sum()} after Bonferroni's correction"
-        f"{'' if by == 'change' else '; by the trend over strengths of a single run each'}); {end}"
+        f"{'' if by == 'change' else '; by the trend, an end of the grid having a single run'}); {end}"
     )
 
 

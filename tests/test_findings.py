@@ -278,6 +278,25 @@ def test_layers_that_change_in_opposite_directions_are_told(distinct):
     assert "+0.1" in told[0].split("layer 0")[0] and "-0.2" in told[0].split("layer 0")[1]
 
 
+def test_layers_of_single_runs_are_told_by_their_trend_also_beside_regularizers_of_several(distinct):
+    found = distinct._replace(
+        modules=distinct.modules[(distinct.modules["part"] != "drop") | (distinct.modules["run"] == 0)]
+    )
+    modules, random = found.modules.copy(), np.random.default_rng(0)
+    modules["score"] = 0.5 + 0.001 * random.normal(size=len(modules))
+    modules["score"] += (
+        modules["drop"] * np.where(modules["layer"] == 0, 0.1, -0.2) * (modules["assoc"] == "forward_cov")
+    )
+    found = found._replace(modules=modules)
+    rows = findings.opposed_layers(findings.regularizer_effects(found))
+    assert rows[["regularizer", "assoc"]].drop_duplicates().astype(str).to_numpy().tolist() == [["drop", "forward_cov"]]
+    (told,) = (line for line in summary.verdicts(found) if "opposite" in line)
+    trends = [text.with_interval(row, "trend", "+.3f") for _, row in rows.iterrows()]
+    assert told == (
+        f"drop, forward_cov: layers change in opposite directions, {trends[0]} in layer 0 and {trends[1]} in layer 1."
+    )
+
+
 def test_networks_are_averaged_over_layers_before_they_are_counted(exact):
     networks = findings.per_network(exact.modules, ["score"])
     assert len(networks) == len(exact.models) * len(METHODS)
@@ -442,13 +461,18 @@ def test_networks_and_pairs_of_which_agreement_is_unknown_do_not_count(distinct)
     }
 
 
+def with_chance(found, level):
+    """Results in which a pair of methods of one network agrees so much by chance."""
+    align = found.align.copy()
+    pair = align.query("part == 'l2' and run == 0 and assoc_a == 'backward_jac' and assoc_b == 'forward_jac'")
+    align.loc[pair.index, "element_sim_expected"] = level
+    return found._replace(align=align)
+
+
 def test_where_chance_leaves_nothing_beyond_it_agreement_is_not_adjusted(distinct):
-    pair = distinct.align.query("part == 'l2' and run == 0 and assoc_a == 'backward_jac' and assoc_b == 'forward_jac'")
-    tables = []
-    for level in (1 - 1e-12, np.nan):
-        align = distinct.align.copy()
-        align.loc[pair.index, "element_sim_expected"] = level
-        tables.append(agreement.agreement(distinct._replace(align=align)).filter(like="adjusted"))
+    tables = [
+        agreement.agreement(with_chance(distinct, level)).filter(like="adjusted") for level in (1 - 1e-12, np.nan)
+    ]
     pd.testing.assert_frame_equal(*tables)
 
 
@@ -721,7 +745,7 @@ def test_single_runs_are_judged_by_the_trend_over_strengths_in_their_order():
     words, up, down = summary.effect_verdict(drop), sum(drop["trend_low"] > 0), sum(drop["trend_high"] < 0)
     told = f"drop, 14 networks from 0 to 0.65: Q rises for {up} of 8 methods and falls for {down} ("
     assert up >= 4 and words.startswith(told)
-    assert "correction; by the trend over strengths of a single run each); median change" in words
+    assert "correction; by the trend, an end of the grid having a single run); median change" in words
     columns = [f"{name}_{end}" for name in ("change", "trend") for end in ("low", "high", "p")]
     assert summary.effect_verdict(drop.assign(**dict.fromkeys(columns, np.nan))).startswith(
         "drop, 14 networks from 0 to 0.65: too few for intervals; median change +"

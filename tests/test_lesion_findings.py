@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 from matplotlib.colors import to_rgb
-from test_findings import cells, difference_text, key, mean_text, network_means, points, untrained_of
+from test_findings import cells, difference_text, key, mean_text, network_means, points, untrained_of, with_chance
 from test_plots import assert_band, assert_curve, bands, error_bars, legend_of, note_of, shown
 
 from associations import DOWNSTREAM, METHODS, UPSTREAM
@@ -151,12 +151,7 @@ def test_correlations_with_agreement_are_those_of_plain_loops(distinct):
 
 
 def test_pairs_that_agree_by_chance_alone_do_not_count(distinct):
-    pair = distinct.align.query("part == 'l2' and run == 0 and assoc_a == 'backward_jac' and assoc_b == 'forward_jac'")
-    tables = []
-    for level in (1 - 1e-12, np.nan):
-        align = distinct.align.copy()
-        align.loc[pair.index, "element_sim_expected"] = level
-        tables.append(lesion_findings.agreement_correlations(distinct._replace(align=align)))
+    tables = [lesion_findings.agreement_correlations(with_chance(distinct, level)) for level in (1 - 1e-12, np.nan)]
     pd.testing.assert_frame_equal(*tables)
 
 

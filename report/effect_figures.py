@@ -12,6 +12,7 @@ from report.style import (
     WIDTH,
     NothingToShow,
     bars,
+    crop,
     figure,
     label,
     line_style,
@@ -66,6 +67,7 @@ def modularity_at_accuracy(results, value="score"):
             ax.errorbar(accuracy, means["mean"], yerr=lengths, label=shown.label, **style)
         ax.axvline(findings.shared_accuracy(curves), color="0.5", linewidth=0.6, linestyle=":")
     ax.invert_xaxis()
+    crop(ax, curves, value, ["assoc"])
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     note(
         fig, "Left to right: more regularization. Bars: 95% intervals of mean Q. Dotted: the lowest accuracy all reach."

@@ -16,6 +16,7 @@ from report.style import (
     NothingToShow,
     by_family,
     caption,
+    crop,
     curve,
     figure,
     in_range,
@@ -71,7 +72,7 @@ def family_differences(results):
                 null = findings.untrained(table)
                 untrained_band(ax, null.loc[null["layer"] == layer, "difference"], color, sigmas=(1,))
         row[0].set_ylabel(f"upstream − downstream\nz, {KINDS[kind]}")
-        module_figures.crop(row[0], findings.usable(table, models), "difference", ["layer"])
+        crop(row[0], findings.usable(table, models), "difference", ["layer"])
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     caption(fig, pairs["mean"], band="Shaded: mean ± σ")
     return fig

@@ -1,14 +1,13 @@
 """The study's figures about modules: Q and cluster counts against regularization and depth, and by chance."""
 
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
 from associations import DOWNSTREAM
 from report import findings
-from report.experiments import GRID_POINT
-from report.intervals import means_by
 from report.style import (
     REGULARIZERS,
     TRAINED,
@@ -20,6 +19,7 @@ from report.style import (
     by_family,
     caption,
     count,
+    crop,
     curve,
     figure,
     label,
@@ -97,18 +97,6 @@ def modules_by_layer(results, regularizer, value="score", authors=None):
     return fig
 
 
-def crop(ax, table, value, by):
-    """Ends the y axis half the range of the means in a table and 0 beyond it, on either side: the z of a failed network
-    may be in the hundreds, and the interval of two networks anywhere. Where no value is negative, nor is the axis."""
-    table = table.dropna(subset=value)
-    means = means_by(table, [*GRID_POINT, *by], value)["mean"]
-    low, high = min(means.min(), 0), max(means.max(), 0)
-    if high > low:
-        bottom, top = ax.get_ylim()
-        lowest = 1.5 * low - 0.5 * high if table[value].min() < 0 else -0.05 * high  # room for the markers of zeros
-        ax.set_ylim(max(bottom, lowest), min(top, 1.5 * high - 0.5 * low))
-
-
 def authors_values(authors, results, method, layer, value):
     """The original program's values for one method and layer, if it was run on this experiment's data set."""
     if authors is None or not len(authors) or not set(authors["dataset"]) & set(results.models["dataset"]):
@@ -156,6 +144,7 @@ def modules_vs_depth(results, value="score"):
             curve(ax, lambda x, shift=shift: np.asarray(x) + shift, rows, value, by="layer", label=title, **style)
         ax.set_xticks(sorted(results.modules["layer"].unique()))
         ax.margins(x=0.12)
+    crop(ax, pd.concat([rows for rows, _ in conditions.values()]), value, ["assoc", "layer"])
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=3)
     return fig
 

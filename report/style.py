@@ -14,7 +14,7 @@ import numpy as np
 
 from associations import DOWNSTREAM, METHOD_TABLE, UPSTREAM
 from report import findings
-from report.experiments import NETWORK
+from report.experiments import GRID_POINT, NETWORK
 from report.intervals import means_by
 from study import grids
 
@@ -255,6 +255,18 @@ def too_much_shade(ax, failures, regularizer, place):
         linewidth=0,
         zorder=0,
     )
+
+
+def crop(ax, table, value, by):
+    """Ends the y axis half the range of the means in a table and 0 beyond it, on either side: the z of a failed network
+    may be in the hundreds, and the interval of two networks anywhere. Where no value is negative, nor is the axis."""
+    table = table.dropna(subset=value)
+    means = means_by(table, [*GRID_POINT, *by], value)["mean"]
+    low, high = min(means.min(), 0), max(means.max(), 0)
+    if high > low:
+        bottom, top = ax.get_ylim()
+        lowest = 1.5 * low - 0.5 * high if table[value].min() < 0 else -0.05 * high  # room for the markers of zeros
+        ax.set_ylim(max(bottom, lowest), min(top, 1.5 * high - 0.5 * low))
 
 
 def curve(ax, place, table, value, by="strength", **style):

@@ -133,8 +133,14 @@ def test_an_axis_goes_below_zero_only_for_values_that_do():
     random = np.random.default_rng(0)
     for least, expected in ((0.0, False), (-1.0, True)):
         z = least + random.exponential(size=len(few.modules)) ** 2  # whose intervals over two networks reach anywhere
-        drawn = module_figures.modules_vs_regularization(few._replace(modules=few.modules.assign(z=z)), "z")
-        assert all((ax.get_ylim()[0] < -0.1 * ax.get_ylim()[1]) == expected for ax in drawn.axes if ax.has_data())
+        found = few._replace(modules=few.modules.assign(z=z))
+        for draw in (
+            module_figures.modules_vs_regularization,
+            module_figures.modules_vs_depth,
+            effect_figures.modularity_at_accuracy,
+        ):
+            axes = [ax for ax in draw(found, "z").axes if ax.has_data()]
+            assert all((ax.get_ylim()[0] < -0.1 * ax.get_ylim()[1]) == expected for ax in axes)
 
 
 def test_an_accuracy_of_one_is_in_the_figure():

@@ -219,23 +219,42 @@ def _examples(name, logs, parts):
     return table[table["score"].notna()].reset_index(drop=True) if "score" in table else table.iloc[:0]
 
 
-def save_results(results: Results, folder, name: str) -> None:
+def save_results(results: Results, folder, name: str, add: bool = False) -> None:
     """Writes an experiment's tables to <folder>/<name>-{models,modules,align,examples,lesions}.parquet.
 
     There is no table of lesions where there were none. Networks that were not evaluated, and example matrices of more
-    than SAVED_UNITS units, are left out.
+    than SAVED_UNITS units, are left out. With `add`, networks that are only in the tables saved before stay in them.
+
+    Raises: UserError if tables to be added to are missing, damaged, or of another version of the evaluation.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     models, modules, align, examples, lesions = results
     small = [len(matrix) <= SAVED_UNITS for matrix in examples["adj"]] if len(examples) else slice(None)
     evaluated = [(models, "test_acc"), (modules, "version"), (align, "version")]
     kept = Results(*(table[table[evidence].notna()] for table, evidence in evaluated), examples[small], lesions)
+    if add:
+        kept = together(kept, load_results(folder, name), f"{folder}/{name}-*.parquet")
     for kind, table in kept._asdict().items():
         path = Path(folder) / f"{name}-{kind}.parquet"
         if kind != "lesions" or len(table):
             tables.save_table(table, path)
         else:
             path.unlink(missing_ok=True)  # of an earlier evaluation
+
+
+def together(new: Results, old: Results, source: str) -> Results:
+    """New results, and old ones of networks that have no new ones; all by the same version of the evaluation."""
+    for kind in ("modules", "align", "lesions"):
+        found = [set(getattr(results, kind).get("version", pd.Series(dtype=float))) for results in (new, old)]
+        if all(found) and found[0] != found[1]:
+            raise UserError(f"{source}: {kind} by another version of the evaluation: save without --add")
+    replaced = pd.MultiIndex.from_frame(new.models[list(NETWORK)].astype({"part": str}))
+    tables = []
+    for a, b in zip(new, old, strict=True):
+        if len(b):
+            b = b[~pd.MultiIndex.from_frame(b[list(NETWORK)].astype({"part": str})).isin(replaced)]
+        tables.append(pd.concat([table for table in (a, b) if len(table)] or [a], ignore_index=True))
+    return complete(Results(*tables))
 
 
 def load_results(folder, name: str) -> Results:

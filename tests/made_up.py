@@ -66,6 +66,7 @@ def results(experiment="mnist-base", layers=2, units=12, seed=0, noise=1.0, **si
         lesions[field] = place * (lesions["part"] != "dummy") + noise * random.normal(0, 0.1, len(lesions))
     lesions["draws"] = 100.0
     for table, names in ((modules, ["assoc"]), (align, ["assoc_a", "assoc_b"]), (lesions, ["assoc"])):
+        table["version"] = 1.0
         for name in names:
             table[name] = pd.Categorical(table[name], categories=METHODS, ordered=True)
     return Results(models, modules, align, examples(models, layers, units, random), lesions)

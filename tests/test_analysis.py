@@ -739,6 +739,60 @@ def test_examples_spread_over_the_values_of_dropout(tmp_path, monkeypatch):
     ]
 
 
+LATER = "lesions", "examples"  # tables without rows of networks that were not evaluated
+
+
+def of_runs(results, chosen):
+    return experiments.Results(*(table[chosen(table)].reset_index(drop=True) for table in results))
+
+
+def drop_run_1(table):
+    return (table["part"] == "drop") & (table["run"] == 1)
+
+
+def test_tables_gather_what_several_machines_evaluated(tmp_path):
+    whole = made_up.results("demo")
+    here, there = of_runs(whole, lambda table: ~drop_run_1(table)), of_runs(whole, drop_run_1)
+    experiments.save_results(here, tmp_path, "demo")
+    experiments.save_results(there, tmp_path, "demo", add=True)
+    keys = [*experiments.NETWORK, "assoc", "assoc_a", "assoc_b", "layer"]
+    experiments.save_results(whole, tmp_path / "whole", "demo")
+    for kind in experiments.Results._fields:
+        found, expected = (
+            getattr(experiments.load_results(folder, "demo"), kind) for folder in (tmp_path, tmp_path / "whole")
+        )
+        order = [name for name in keys if name in expected]
+        found, expected = (t.astype({"part": str}).sort_values(order).reset_index(drop=True) for t in (found, expected))
+        pd.testing.assert_frame_equal(found[sorted(found)], expected[sorted(expected)], check_categorical=False)
+
+
+def test_what_was_evaluated_again_replaces_what_the_tables_said_and_what_was_not_does_not(tmp_path):
+    old = made_up.results("demo")
+    new = of_runs(old, lambda table: table["part"] == "drop")
+    new.modules["score"] = 9.0
+    for table, evidence in ((new.models, "test_acc"), (new.modules, "version"), (new.align, "version")):
+        table.loc[drop_run_1(table), evidence] = np.nan
+    new = new._replace(**{kind: rows[~drop_run_1(rows)] for kind, rows in new._asdict().items() if kind in LATER})
+    experiments.save_results(old, tmp_path, "demo")
+    experiments.save_results(new, tmp_path, "demo", add=True)
+    saved = experiments.load_results(tmp_path, "demo")
+    assert [len(table) for table in saved] == [len(table) for table in old]
+    again = (saved.modules["part"] == "drop") & (saved.modules["run"] == 0)
+    assert (saved.modules["score"] == 9.0).equals(again)
+
+
+def test_tables_by_another_version_of_the_evaluation_are_not_added_to(tmp_path):
+    old = made_up.results("demo")
+    experiments.save_results(old, tmp_path, "demo")
+    before = (tmp_path / "demo-align.parquet").read_bytes()
+    new = old._replace(align=old.align.assign(version=old.align["version"] + 1))
+    with pytest.raises(UserError, match=r"demo-\*.parquet: align by another version of the evaluation"):
+        experiments.save_results(new, tmp_path, "demo", add=True)
+    assert (tmp_path / "demo-align.parquet").read_bytes() == before
+    with pytest.raises(UserError, match="no such table"):
+        experiments.save_results(old, tmp_path / "nowhere", "demo", add=True)
+
+
 def test_networks_that_were_not_evaluated_are_not_saved(tmp_path):
     found = made_up.results("demo")
     for table, evidence in ((found.models, "test_acc"), (found.modules, "version"), (found.align, "version")):

@@ -457,10 +457,15 @@ def test_the_summary_prints_verdicts_and_tables_and_saves_them_where_it_is_asked
     long = [*short, "", "first of verdicts", "last of verdicts", "first of training", "last of training"]
     long += ["", "first of tables", "", "last of tables"]
     for full, save in ((False, False), (True, False), (False, True)):
-        summary.main(argparse.Namespace(experiment="demo", tables=full, save=save, folder=tmp_path / "there"))
+        options = {"experiment": "demo", "tables": full, "save": save, "add": False, "folder": tmp_path / "there"}
+        summary.main(argparse.Namespace(**options))
         saved = ["", f"Saved to {tmp_path}/there/demo-*.parquet"] * save
         assert capsys.readouterr().out.splitlines() == (long if full else short) + saved
         assert len(list(tmp_path.glob("there/demo-*.parquet"))) == 5 * save
+    monkeypatch.setattr(experiments, "open_results", lambda name: of_runs(made_up.results(name), drop_run_1))
+    for add, networks in ((True, 16), (False, 3)):
+        summary.main(argparse.Namespace(**options | {"add": add}))
+        assert len(experiments.load_results(tmp_path / "there", "demo").models) == networks
 
 
 # ---- what users write, and what they find ---------------------------------------------------------------------------

@@ -7,10 +7,13 @@ networks (Student's t).
 """
 
 import functools
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython import display
+from PIL import Image
 
 from associations import DOWNSTREAM, METHOD_TABLE, UPSTREAM
 from report import findings
@@ -94,9 +97,13 @@ def save(drawn, name, folder=Path("figures")):
 
 
 def keep(drawn, name, folder=Path("figures")):
-    """Saves a figure and returns it, so that a notebook shows what it keeps."""
+    """Saves a figure, and returns an image of it, so that a notebook shows what it keeps: in 256 colours of its own,
+    which take less than half of the space and look the same."""
     save(drawn, name, folder)
-    return drawn
+    full, shown = io.BytesIO(), io.BytesIO()
+    drawn.savefig(full, format="png", dpi=STYLE["figure.dpi"])
+    Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(shown, "png", optimize=True)
+    return display.Image(shown.getvalue())
 
 
 def _placeholder(text):

@@ -184,6 +184,10 @@ def test_the_committed_notebook_was_run_from_top_to_bottom(committed):
     )
 
 
+def test_the_committed_notebook_is_small():
+    assert (made_up.REPOSITORY / NAME).stat().st_size < 2_500_000
+
+
 def test_the_committed_outputs_name_no_machine(committed):
     text = "\n".join(
         line

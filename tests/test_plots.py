@@ -1,5 +1,6 @@
 """Every figure can be drawn and read, and its artists have the values, colours, labels and places of the table."""
 
+import io
 import itertools
 import statistics
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from matplotlib.colors import to_rgb
+from PIL import Image
 from test_findings import key, network_means, points, untrained_of
 
 from associations import BASE_METHODS, DOWNSTREAM, METHODS, UPSTREAM
@@ -198,6 +200,15 @@ def test_a_figure_is_saved_as_svg_and_png_and_is_the_same_every_time(found, tmp_
     ]
     assert saved[0] == saved[1] and sorted(p.suffix for p in (tmp_path / "0").iterdir()) == [".png", ".svg"]
     assert plt.get_fignums() == before
+
+
+def test_a_figure_in_a_notebook_looks_as_it_was_drawn(found, tmp_path):
+    drawn = matrix_figures.matrices_vs_dropout(found.examples)
+    image = Image.open(io.BytesIO(style.keep(drawn, "f", tmp_path).data))
+    assert image.mode == "P" and sorted(p.name for p in tmp_path.iterdir()) == ["f.png", "f.svg"]
+    drawn.savefig(tmp_path / "full.png", dpi=95)
+    shown, full = (np.asarray(i.convert("RGB"), dtype=int) for i in (image, Image.open(tmp_path / "full.png")))
+    assert shown.shape == full.shape and np.abs(shown - full).mean() < 1
 
 
 def test_units_are_sorted_into_blocks_with_borders_between_them():

@@ -18,15 +18,16 @@ from report.style import (
     beside,
     by_family,
     caption,
-    count,
     crop,
     curve,
     figure,
+    in_range,
     label,
     line_style,
     method_panels,
     note,
     regularizer_panels,
+    sizes,
     strength_axis,
     too_much_shade,
     untrained_band,
@@ -140,7 +141,7 @@ def modules_vs_depth(results, value="score"):
     for method, ax in panels.items():
         for (name, (rows, style)), shift in zip(conditions.items(), shifts, strict=True):
             rows = rows[rows["assoc"] == method]
-            title = f"{name} ({count(rows, 'layer')})"
+            title = f"{name} ({in_range(sizes(rows, 'layer'))})"
             curve(ax, lambda x, shift=shift: np.asarray(x) + shift, rows, value, by="layer", label=title, **style)
         ax.set_xticks(sorted(results.modules["layer"].unique()))
         ax.margins(x=0.12)

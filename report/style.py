@@ -287,21 +287,25 @@ def bars(rows, value, low, high):
     return np.nan_to_num(np.abs(rows[[low, high]].to_numpy().T - rows[value].to_numpy()))
 
 
-def count(table, by="strength"):
-    """How many networks a curve has at each strength, in words."""
-    sizes = table.drop_duplicates([*NETWORK, by]).groupby(by).size()
-    return in_range(sizes) if len(sizes) else "n = 0"
+def sizes(table, by="strength"):
+    """How many networks a curve has at each strength."""
+    return table.drop_duplicates([*NETWORK, by]).groupby(by).size()
 
 
 def in_range(sizes):
-    """Numbers of networks in words: one number, or from the least to the most."""
-    return f"n = {sizes.min()}" if sizes.min() == sizes.max() else f"n = {sizes.min()}–{sizes.max()}"
+    """Numbers of networks in words: one number, or from the least to the most.
+
+    >>> in_range([9, 9]), in_range([9, 8]), in_range([])
+    ('n = 9', 'n = 8–9', 'n = 0')
+    """
+    low, high = min(sizes, default=0), max(sizes, default=0)
+    return f"n = {low}" if low == high else f"n = {low}–{high}"
 
 
 def caption(fig, table, regularizer=None, band="Grey: mean ± 1, 2, 3 σ"):
     """Says below a figure what its bars, bands and n are."""
     shown = [regularizer] if regularizer else findings.present_regularizers(table)
-    n = ", ".join(dict.fromkeys(count(findings.along(table, name)) for name in shown))
+    n = in_range([n for name in shown for n in sizes(findings.along(table, name))])
     null = findings.untrained(table).drop_duplicates("run")
     note(
         fig,

@@ -423,7 +423,7 @@ def test_the_original_programs_values_are_shown_with_its_own_data_set_only(disti
 def test_a_caption_counts_networks_at_each_strength_whatever_the_rows_of_the_table(distinct):
     fig = plt.figure()
     kept = distinct.modules[~(np.isclose(distinct.modules["drop"], 0.3) & (distinct.modules["run"] == 2))]
-    for regularizer, n in ((None, "n = 2–3, n = 3"), ("drop", "n = 2–3"), ("l1", "n = 3")):
+    for regularizer, n in ((None, "n = 2–3"), ("drop", "n = 2–3"), ("l1", "n = 3")):
         style.caption(fig, kept, regularizer, band="Band")
         assert note_of(fig) == (
             f"Bars: 95% intervals over networks ({n} a point). Band of untrained networks (n = 4). Hatched: over half "

@@ -233,7 +233,7 @@ def save_results(results: Results, folder, name: str, add: bool = False) -> None
     evaluated = [(models, "test_acc"), (modules, "version"), (align, "version")]
     kept = Results(*(table[table[evidence].notna()] for table, evidence in evaluated), examples[small], lesions)
     if add:
-        kept = together(kept, load_results(folder, name), f"{folder}/{name}-*.parquet")
+        kept = gathered(kept, load_results(folder, name), f"{folder}/{name}-*.parquet")
     for kind, table in kept._asdict().items():
         path = Path(folder) / f"{name}-{kind}.parquet"
         if kind != "lesions" or len(table):
@@ -242,19 +242,21 @@ def save_results(results: Results, folder, name: str, add: bool = False) -> None
             path.unlink(missing_ok=True)  # of an earlier evaluation
 
 
-def together(new: Results, old: Results, source: str) -> Results:
+def gathered(new: Results, old: Results, source: str) -> Results:
     """New results, and old ones of networks that have no new ones; all by the same version of the evaluation."""
-    for kind in ("modules", "align", "lesions"):
-        found = [set(getattr(results, kind).get("version", pd.Series(dtype=float))) for results in (new, old)]
-        if all(found) and found[0] != found[1]:
-            raise UserError(f"{source}: {kind} by another version of the evaluation: save without --add")
-    replaced = pd.MultiIndex.from_frame(new.models[list(NETWORK)].astype({"part": str}))
-    tables = []
-    for a, b in zip(new, old, strict=True):
-        if len(b):
-            b = b[~pd.MultiIndex.from_frame(b[list(NETWORK)].astype({"part": str})).isin(replaced)]
-        tables.append(pd.concat([table for table in (a, b) if len(table)] or [a], ignore_index=True))
+    replaced, tables = _networks(new.models), []
+    for kind, fresh, kept in zip(Results._fields, new, old, strict=True):
+        if len(fresh) and len(kept) and set(fresh.get("version", ())) != set(kept.get("version", ())):
+            raise UserError(f"{source}: {kind} by another version of the evaluation: save without adding")
+        if len(kept):
+            kept = kept[~_networks(kept).isin(replaced)]
+        tables.append(pd.concat([table for table in (fresh, kept) if len(table)] or [fresh], ignore_index=True))
     return complete(Results(*tables))
+
+
+def _networks(table):
+    """Which network each row is about."""
+    return pd.MultiIndex.from_frame(table[list(NETWORK)].astype({"part": str}))
 
 
 def load_results(folder, name: str) -> Results:

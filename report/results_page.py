@@ -41,7 +41,7 @@ MADE = """## How the numbers were made
 ```bash
 ./train.sh EXPERIMENT                                # trains what is not trained yet
 ./eval.sh logs-EXPERIMENT-*                          # measures, into the checkpoints
-python -m report.summary EXPERIMENT --save           # tables into results/; --add keeps other networks there
+python -m report.summary EXPERIMENT --save           # tables into results/; --add: other networks there stay
 python -m report.sensitivity EXPERIMENT --compute    # other searches for Q, into results/searches/
 make figures                                         # figures and notebook pages of all saved experiments
 python -m report.results_page                        # this page

@@ -4,9 +4,8 @@ python -m report.summary EXPERIMENT            five lines
 python -m report.summary EXPERIMENT --tables   also the findings in words, and their tables, as Markdown
 python -m report.summary EXPERIMENT --save     also writes the experiment's tables to results/, from which the
                                                notebook opens where the checkpoints are not at hand
-python -m report.summary EXPERIMENT --save --add
-                                               keeps the networks there whose checkpoints are not at hand, so that the
-                                               tables gather what several machines trained and evaluated
+python -m report.summary EXPERIMENT --add      as --save, but networks there whose checkpoints are not at hand stay, so
+                                               that the tables gather what several machines trained and evaluated
 """
 
 from pathlib import Path
@@ -32,7 +31,7 @@ def main(args):
     print(*summary(args.experiment, found), sep="\n")
     if args.tables:
         print("", *verdicts(found), *training(found), *(f"\n{table}" for table in tables(found)), sep="\n")
-    if args.save:
+    if args.save or args.add:
         experiments.save_results(found, args.folder, args.experiment, args.add)
         print(f"\nSaved to {args.folder}/{args.experiment}-*.parquet")
 
@@ -293,7 +292,7 @@ if __name__ == "__main__":
     parser.add_argument("experiment", help=", ".join(grids.EXPERIMENTS))
     parser.add_argument("--tables", action="store_true", help="print the findings and their tables")
     parser.add_argument("--save", action="store_true", help="write the experiment's tables")
-    parser.add_argument("--add", action="store_true", help="keep other networks that are in the saved tables")
+    parser.add_argument("--add", action="store_true", help="the same, keeping other networks that are there")
     parser.add_argument("--folder", type=Path, default=Path("results"), help="where to write them (default: results)")
     with one_line_errors("summary.py"):
         main(parser.parse_args())

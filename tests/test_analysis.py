@@ -463,8 +463,8 @@ def test_the_summary_prints_verdicts_and_tables_and_saves_them_where_it_is_asked
         assert capsys.readouterr().out.splitlines() == (long if full else short) + saved
         assert len(list(tmp_path.glob("there/demo-*.parquet"))) == 5 * save
     monkeypatch.setattr(experiments, "open_results", lambda name: of_runs(made_up.results(name), drop_run_1))
-    for add, networks in ((True, 16), (False, 3)):
-        summary.main(argparse.Namespace(**options | {"add": add}))
+    for save, add, networks in ((False, True, 16), (True, True, 16), (True, False, 3)):
+        summary.main(argparse.Namespace(**options | {"save": save, "add": add}))
         assert len(experiments.load_results(tmp_path / "there", "demo").models) == networks
 
 
@@ -790,9 +790,11 @@ def test_tables_by_another_version_of_the_evaluation_are_not_added_to(tmp_path):
     old = made_up.results("demo")
     experiments.save_results(old, tmp_path, "demo")
     before = (tmp_path / "demo-align.parquet").read_bytes()
-    new = old._replace(align=old.align.assign(version=old.align["version"] + 1))
-    with pytest.raises(UserError, match=r"demo-\*.parquet: align by another version of the evaluation"):
-        experiments.save_results(new, tmp_path, "demo", add=True)
+    later = old._replace(align=old.align.assign(version=old.align["version"] + 1))
+    partly = old._replace(align=pd.concat([old.align, later.align[:9]]))
+    for new in (later, partly):
+        with pytest.raises(UserError, match=r"demo-\*.parquet: align by another version of the evaluation"):
+            experiments.save_results(new, tmp_path, "demo", add=True)
     assert (tmp_path / "demo-align.parquet").read_bytes() == before
     with pytest.raises(UserError, match="no such table"):
         experiments.save_results(old, tmp_path / "nowhere", "demo", add=True)

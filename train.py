@@ -90,7 +90,7 @@ def make(ask: runs.Asked, args: argparse.Namespace, device: torch.device) -> Non
         with contextlib.suppress(FileError):  # as on a full disk: the error itself is told in any case
             runs.write_record(ask, seconds=before, started=started, error=told)
         raise
-    seconds = None if before is None else round(before + time.time() - started, 1)
+    seconds = None if before is None else round(before + time.time() - started, 3)
     runs.write_record(ask, finished=True, **outcome, seconds=seconds, **provenance())
     how = f"best val_loss {outcome['best_val_loss']:.4f}" if outcome["epochs"] else "untrained"
     print(f"{ask.run_dir}: finished after {outcome['epochs']} epochs in {time.time() - started:.0f} s, {how}")

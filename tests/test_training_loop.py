@@ -126,11 +126,15 @@ def test_weights_and_optimizer_are_those_of_the_loop(both):
     for name, value in model.state_dict().items():
         torch.testing.assert_close(stored["state_dict"][f"model.{name}"], value, rtol=0, atol=2e-5)
     (state,) = stored["optimizer_states"]
-    for i, expected in optimizer.state_dict()["state"].items():
-        assert state["state"][i]["step"] == expected["step"]
-        for key in ("exp_avg", "exp_avg_sq"):
-            size = expected[key].abs().max().item()
-            torch.testing.assert_close(state["state"][i][key], expected[key], rtol=0, atol=1e-3 * size)
+    moments = optimizer.state_dict()["state"]
+    for key, power in (("exp_avg", 1), ("exp_avg_sq", 0.5)):  # the mean gradient, and the root of its mean square
+        expected = {i: moment[key] ** power for i, moment in moments.items()}
+        # where a gradient's terms cancel, as some biases' do, it keeps the rounding of the terms
+        rounding = torch.finfo(torch.float32).eps * max(value.abs().max().item() for value in expected.values())
+        for i, value in expected.items():
+            atol = 5e-4 * value.abs().max().item() + rounding
+            torch.testing.assert_close(state["state"][i][key] ** power, value, rtol=0, atol=atol)
+    assert all(state["state"][i]["step"] == moment["step"] for i, moment in moments.items())
     assert state["param_groups"][0]["lr"] == optimizer.param_groups[0]["lr"]
 
 

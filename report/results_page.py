@@ -49,9 +49,10 @@ make verify                                          # trains two networks again
 ```
 
 `results/constraints.txt` holds the exact version of every package (`pip install -r requirements.txt -c
-results/constraints.txt`). On a CPU, one thread a job, a training repeats bit for bit on processors with the same
-instruction set; between AVX2 and AVX-512 rounding differs, and training amplifies it to about 0.4 of the spread of
-repetitions. `ATEN_CPU_CAPABILITY=avx2` gives the numbers of an AVX2 processor on one that has more.
+results/constraints.txt`). On a CPU, one thread a job, a training repeats bit for bit on the same processor; others
+round differently (AVX2 and AVX-512; AVX-512 of AMD and of Intel), and training amplifies this, between AVX2 and
+AVX-512 to about 0.4 of the spread of repetitions. `ATEN_CPU_CAPABILITY=avx2` gives the numbers of an AVX2 processor on
+one of the same maker that has more.
 """
 
 

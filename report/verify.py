@@ -2,9 +2,10 @@
 
     python -m report.verify [EXPERIMENT] [--data-dir data]
 
-On a processor with the instruction set that made the tables (their column `capability`) every value must be the same to
-the bit. Elsewhere rounding differs, and training amplifies it: the new network must then lie where a further repetition
-would, within the prediction interval of the other repetitions of its grid point. Exits 1 where this does not hold.
+On the processor and instruction set that made the tables (their columns `processor` and `capability`) every value must
+be the same to the bit. Elsewhere rounding differs, even between makers with the same instruction set, and training
+amplifies it: the new network must then lie where a further repetition would, within the prediction interval of the
+other repetitions of its grid point. Exits 1 where this does not hold.
 """
 
 import argparse
@@ -30,19 +31,21 @@ from study.provenance import provenance
 ROOT = Path(__file__).resolve().parent.parent
 CHANCE = 1e-4  # that a further repetition falls outside the prediction interval of one value
 OPTIONS = ("--device", "cpu")
+MACHINE = ("processor", "capability")  # what decides the last digits
 
 
 def main(args: argparse.Namespace) -> None:
     """Prints one line a network, and exits 1 if one does not repeat."""
     saved = experiments.load_results(args.folder, args.experiment)
-    here, good = provenance()["capability"], True
+    here, good = tuple(provenance()[name] for name in MACHINE), True
     for part, spec in chosen(args.experiment):
         old = values_of(saved, part, spec)
         with tempfile.TemporaryDirectory() as folder:
             new = again(args.experiment, part, spec, Path(folder), args.data_dir)
-        made_on = saved.models.get("capability", pd.Series(dtype=str)).dropna().unique()
-        fine, text = verdict(old.loc[spec["run"]], old.drop(index=spec["run"]), new, list(made_on) == [here])
-        print(f"{grids.uid(**spec)}: {text} (instruction set: {here} here, {', '.join(made_on) or 'unknown'} there)")
+        made_on = {tuple(row) for row in saved.models.reindex(columns=MACHINE).dropna().to_numpy()}
+        fine, text = verdict(old.loc[spec["run"]], old.drop(index=spec["run"]), new, made_on == {here})
+        there = ", ".join(sorted(map(" ".join, made_on))) or "not recorded"
+        print(f"{grids.uid(**spec)}: {text} (here {' '.join(here)}; the tables: {there})")
         good &= fine
     sys.exit(not good)
 
@@ -88,13 +91,13 @@ def again(experiment: str, part: str, spec: dict, folder: Path, data_dir: str) -
     return pd.Series({"epochs": epochs} | {name: table[name].iloc[0] for name in BASIC_METRICS} | q, dtype=float)
 
 
-def verdict(old: pd.Series, others: pd.DataFrame, new: pd.Series, same_instructions: bool) -> tuple[bool, str]:
+def verdict(old: pd.Series, others: pd.DataFrame, new: pd.Series, same_machine: bool) -> tuple[bool, str]:
     """Whether a network repeats as it should, and in words how.
 
     Args:
         old, new: its values as saved and as computed again.
         others: those of the other repetitions, a row each.
-        same_instructions: whether both were made with the same instruction set, so that they must be identical.
+        same_machine: whether both were made on the same processor and instruction set, so that they must be identical.
     """
     names = old.dropna().index
     old, new, others = old[names], new.reindex(names), others[names]
@@ -109,7 +112,7 @@ def verdict(old: pd.Series, others: pd.DataFrame, new: pd.Series, same_instructi
     text += f"{len(beyond)} beyond the spread of {int(n.min())} repetitions"
     if beyond:
         text += f" ({', '.join(beyond[:5])})"
-    return not beyond and not same_instructions, text
+    return not beyond and not same_machine, text
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def provenance() -> dict:
     """{"versions": of Python and of what computes results, "commit": of this code, "processor", "capability"}.
 
     `commit` ends in "+" where files that git tracks differ from it, and is None outside a git checkout. `capability`
-    is torch's level of vector instructions: float results repeat bit for bit on the same one only.
+    is torch's level of vector instructions: float results repeat bit for bit on the same processor and level only.
     """
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: metadata.version(name) for name in PACKAGES}

@@ -22,12 +22,12 @@ OTHERS = pd.DataFrame({"epochs": [20.0, 22, 24, 26], "test_acc": [0.97, 0.974, 0
 OLD = pd.Series({"epochs": 23.0, "test_acc": 0.972})
 
 
-def test_identical_values_pass_on_any_instruction_set():
+def test_identical_values_pass_on_any_machine():
     for same in (True, False):
         assert verify.verdict(OLD, OTHERS, OLD.copy(), same) == (True, "all 2 values identical")
 
 
-def test_other_values_pass_within_the_spread_on_another_instruction_set_only():
+def test_other_values_pass_within_the_spread_on_another_machine_only():
     new = pd.Series({"epochs": 21.0, "test_acc": 0.972})
     fine, text = verify.verdict(OLD, OTHERS, new, False)
     assert fine and text == "1 of 2 values identical, 0 beyond the spread of 4 repetitions"
@@ -50,23 +50,30 @@ def test_the_spread_is_the_prediction_interval_of_one_more_repetition():
 
 
 @pytest.mark.parametrize(
-    ("made_on", "same"), [(["here"], True), (["elsewhere"], False), (["here", "elsewhere"], False)]
+    ("made_on", "same"),
+    [
+        (["Maker AVX2"], True),
+        (["Maker AVX512"], False),
+        (["Other AVX2"], False),
+        (["Maker AVX2", "Other AVX2"], False),
+    ],
 )
 @pytest.mark.parametrize(("fine", "status"), [([True, True], 0), ([False, True], 1), ([True, False], 1)])
 def test_verification_fails_where_one_network_does_not_repeat(monkeypatch, capsys, made_on, same, fine, status):
     saved, asked = made_up.results("demo"), []
     saved.models["epochs"] = np.arange(len(saved.models)) + 10.0
-    saved.models["capability"] = [made_on[i % len(made_on)] for i in range(len(saved.models))]
+    saved.models[["processor", "capability"]] = [made_on[i % len(made_on)].split() for i in range(len(saved.models))]
     verdicts = iter(fine)
     monkeypatch.setattr(experiments, "load_results", lambda folder, name: saved)
-    monkeypatch.setattr(verify, "provenance", lambda: {"capability": "here"})
+    monkeypatch.setattr(verify, "provenance", lambda: {"processor": "Maker", "capability": "AVX2"})
     monkeypatch.setattr(verify, "again", lambda experiment, part, spec, folder, data: (part, spec))
     monkeypatch.setattr(verify, "verdict", lambda *words: asked.append(words) or (next(verdicts), "said"))
     with pytest.raises(SystemExit) as end:
         verify.main(argparse.Namespace(experiment="demo", folder="results", data_dir="data"))
-    assert int(end.value.code) == status and capsys.readouterr().out.count(": said (instruction set: here here") == 2
-    for (old, others, (part, spec), same_instructions), chosen in zip(asked, verify.chosen("demo"), strict=True):
-        assert (part, spec) == chosen and same_instructions == same
+    said = f": said (here Maker AVX2; the tables: {', '.join(made_on)})"
+    assert int(end.value.code) == status and capsys.readouterr().out.count(said) == 2
+    for (old, others, (part, spec), same_machine), chosen in zip(asked, verify.chosen("demo"), strict=True):
+        assert (part, spec) == chosen and same_machine == same
         assert spec["run"] == 0 and others.index.tolist() == [1]  # the other repetitions, not the network itself
         assert old["epochs"] + 1 == others.loc[1, "epochs"]
 

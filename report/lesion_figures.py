@@ -127,7 +127,7 @@ def drawable(table):
     """The rows that have effects of at least one cluster; NothingToShow if there are none."""
     known = [isinstance(effects, np.ndarray) and len(effects) > 0 for effects in table.get("mean_effects", [])]
     if not any(known):
-        raise NothingToShow("No lesions in these tables: eval.py makes them unless told to skip them.")
+        raise NothingToShow("No lesions in these tables: they need checkpoints evaluated with lesions.")
     return table[known]
 
 

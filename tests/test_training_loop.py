@@ -116,7 +116,7 @@ def both(request, data, tmp_path_factory):
     words += ["--batch-size", str(BATCH), "--train-val-split", str(SPLIT), "--data-dir", str(data)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lightning_wrapper, "STEPS_AT_A_TIME", 3)  # an epoch is handed over in several parts
-        trainer = pl.Trainer  # in float64: Adam amplifies float32's rounding, more on some processors than on others
+        trainer = pl.Trainer  # in float64: in float32, rounding may decide where a ReLU or maximum sends its gradient
         patch.setattr(pl, "Trainer", lambda **options: trainer(**(options | {"precision": "64-true"})))
         train.main(train.parser().parse_args([*words, "--save-dir", str(folder), "--device", "cpu", "--no-progress"]))
     plain = plain_training(data, dataset, model_args, **penalties, max_epochs=max_epochs)

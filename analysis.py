@@ -29,7 +29,7 @@ from study.cli import Parser, UserError, named, one_line_errors
 ACCURACIES = ("train_acc", "val_acc", "test_acc")
 MODULE_FIELDS = (
     *("score", "num_clusters", "mc_score", "null_mean", "null_std", "z", "p", "rotation_z"),
-    *("sizes", "dead", "score_without_silent", "silent", "version"),
+    *("sizes", "dead", "score_without_silent", "version"),
 )
 ALIGN_MEASURES = ("score", "rmi", "rmi_norm", "vi", "vi_norm", "element_sim", "adj_spearman_r")
 ALIGN_FIELDS = (
@@ -47,7 +47,7 @@ LESION_FIELDS = (
     "draws",
 )
 EFFECT_FIELDS = ("mean_effects", "zero_effects", "classes", "mean_specialization", "zero_specialization")  # for figures
-OPTIONAL = ("rotation_z", "score_without_silent", "silent", "element_sim_expected", "lesions")
+OPTIONAL = ("rotation_z", "score_without_silent", "element_sim_expected", "lesions")
 # not every evaluation has these fields, or this kind of result
 METHODS_NAMED = {"modules": 1, "lesions": 1, "align": 2}  # by each kind of result
 SWAPPED = {

@@ -8,7 +8,7 @@ all of the study's grids); such networks are left out of every statistic.
 import numpy as np
 import pandas as pd
 
-from associations import METHODS
+from associations import DOWNSTREAM, METHODS
 from report.experiments import GRID_POINT, NETWORK, Results
 from report.intervals import bootstrap_interval, combination, resamples, spearman, trend
 from study import grids
@@ -155,6 +155,27 @@ def opposed_layers(effects) -> pd.DataFrame:
         if (low > 0).any() and (high < 0).any():
             kept.append(rows)
     return pd.concat(kept) if kept else effects.iloc[:0]
+
+
+def without_silent(results: Results) -> pd.DataFrame:
+    """Q of the downstream methods with and without the units that never fire, at each usable strength.
+
+    Returns: a row per regularizer ("untrained": none), strength and method: regularizer, strength, assoc; n networks;
+        dead: units of a layer whose activations do not vary over the test images, as those of units that never fire;
+        score, score_without_silent. The last three are means over layers, then over networks.
+    """
+    modules = usable(results.modules, results.models)
+    dead = modules[modules["assoc"] == "forward_cov"].set_index([*NETWORK, "layer"])["dead"]
+    modules = modules[modules["assoc"].isin(DOWNSTREAM)].drop(columns="dead").join(dead, on=[*NETWORK, "layer"])
+    columns = ["dead", "score", "score_without_silent"]
+    networks = per_network(modules.dropna(subset="score_without_silent"), columns)
+    curves = {"untrained": untrained(networks).assign(strength=0.0)}
+    curves |= {name: along(networks, name) for name in present_regularizers(networks)}
+    found = []
+    for name, curve in curves.items():
+        groups = curve.groupby(["strength", "assoc"], observed=True)[columns]
+        found.append(groups.mean().assign(n=groups.size(), regularizer=name).reset_index())
+    return pd.concat(found, ignore_index=True)
 
 
 # ---- effects at equal accuracy --------------------------------------------------------------------------------------

@@ -17,7 +17,16 @@ from report.lesion_findings import (
     specialization_effects,
     z_of,
 )
-from report.text import markdown, number, setting, with_interval
+from report.text import captioned, markdown, number, setting, with_interval
+
+SPECIALIZATION_CAPTION = """Mean z of specialization among shuffled clusterings of the same sizes, in untrained
+networks, in all trained ones and in each regularizer's grid; its change between the ends of each grid."""
+FAMILY_CAPTION = (
+    """Mean z of specialization over each family's methods, and the mean of its difference within n networks."""
+)
+CORRELATION_CAPTION = """Rank correlations over n trained networks with Q, and with the agreement of upstream and
+downstream clusterings (beyond chance): of the networks as they are, and *matched*, less the means of the same
+regularization."""
 
 
 def verdicts(found: Results) -> Iterator[str]:
@@ -80,9 +89,9 @@ def correlation_verdict(rows):
 def tables(found: Results) -> Iterator[str]:
     """All tables of the finding, in Markdown; none where nothing was lesioned."""
     if len(found.lesions):
-        yield specialization_table(found)
-        yield family_table(found)
-        yield correlation_table(found)
+        yield captioned("How specialized the modules are", SPECIALIZATION_CAPTION, specialization_table(found))
+        yield captioned("Upstream and downstream modules, network by network", FAMILY_CAPTION, family_table(found))
+        yield captioned("What specialization goes with", CORRELATION_CAPTION, correlation_table(found))
 
 
 def specialization_table(found: Results) -> str:

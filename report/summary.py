@@ -17,12 +17,23 @@ from associations import DOWNSTREAM, PAPER_METHODS
 from report import experiments, findings, lesion_text
 from report.agreement import GROUPS, RAW_METHODS, agreeing_across, agreement, agreement_by_point
 from report.intervals import mean_and_interval
-from report.text import markdown, number, setting, with_interval
+from report.text import captioned, markdown, number, setting, value, with_interval
 from study import grids
 from study.cli import Parser, one_line_errors
 
 UPSTREAM_EXAMPLE, DOWNSTREAM_EXAMPLE = "forward_jac", "backward_jac"
 SIGNIFICANT = 0.05
+Z_CAPTION = "Means over n networks; the matrices without modules are randomly rotated ones, of the same spectrum."
+EFFECTS_CAPTION = """Mean Q at the ends of each grid, n networks along it; *gain* is the strongest less untrained
+networks, *rho* the rank correlation of Q with strength."""
+EQUAL_CAPTION = """Change of Q from the grid's weakest strength, interpolated between the two strengths around the
+lowest test accuracy that all of them reach."""
+SILENT_CAPTION = """Downstream methods, all units → without those that never fire. *dead* counts, in a mean layer, the
+units whose activations do not vary over the test images, as those of units that never fire."""
+AGREEMENT_CAPTION = """Means over pairs of methods and layers within each of n networks, over grid *points*.
+*element_sim* is element-centric similarity, *expected* its chance level; *score* is the alignment score, *null* its
+mean over shuffled clusterings, *excess* the difference; *rmi_norm* is normalized reduced mutual information;
+*significant* is the share of pairs with p < 0.05."""
 
 
 def main(args):
@@ -37,15 +48,15 @@ def main(args):
 
 
 def tables(found):
-    """All tables of the findings, in Markdown; those of lesions where modules were lesioned."""
-    yield curves_table(found)
-    yield curves_table(found, "rotation_z", "{:.1f}")
-    yield effects_table(found, per_layer=False)
-    yield effects_table(found)
-    yield equal_accuracy_table(found)
+    """All tables of the findings, in Markdown, with captions; those of lesions where modules were lesioned."""
+    yield captioned("Q at each strength", "Means over n networks.", curves_table(found))
+    yield captioned("z at each strength", Z_CAPTION, curves_table(found, "rotation_z", "{:.1f}"))
+    yield captioned("What each regularizer does to Q", EFFECTS_CAPTION, effects_table(found, per_layer=False))
+    yield captioned("What each regularizer does to Q, layer by layer", "As before.", effects_table(found))
+    yield captioned("What each does where it costs the same accuracy", EQUAL_CAPTION, equal_accuracy_table(found))
     if has_silent(found):
-        yield silent_table(found)
-    yield agreement_table(found)
+        yield captioned("Q without the units that never fire", SILENT_CAPTION, silent_table(found))
+    yield captioned("How far the clusterings of different methods agree", AGREEMENT_CAPTION, agreement_table(found))
     yield from lesion_text.tables(found)
 
 
@@ -120,6 +131,7 @@ def verdicts(found):
         layers = [f"{with_interval(row, by, '+.3f')} in layer {row['layer']}" for _, row in rows.iterrows()]
         yield f"{regularizer}, {method}: layers change in opposite directions, {' and '.join(layers)}."
     yield from exceptions(found, agreement(found).set_index(["condition", "group"]))
+    yield from silent_verdict(found)
     yield from lesion_text.verdicts(found)
 
 
@@ -142,7 +154,7 @@ def effect_verdict(rows):
     """
     by = findings.judged_by(rows)
     clear = rows[f"{by}_p"] < SIGNIFICANT / len(rows)
-    up, down = rows[f"{by}_low"] > 0, rows[f"{by}_high"] < 0
+    up, down = risen_and_fallen(rows)
     largest = rows.loc[rows["change"].abs().idxmax()]
     start = (
         f"{largest['regularizer']}, {rows['n'].max()} networks from {number(rows['at_weakest'].min())} to "
@@ -156,6 +168,12 @@ def effect_verdict(rows):
         f"({(up & clear).sum()} and {(down & clear).sum()} after Bonferroni's correction"
         f"{'' if by == 'change' else '; by the trend, an end of the grid having a single run'}); {end}"
     )
+
+
+def risen_and_fallen(rows):
+    """For which rows of `findings.regularizer_effects`, of one regularizer, Q rises, and for which it falls."""
+    by = findings.judged_by(rows)
+    return rows[f"{by}_low"] > 0, rows[f"{by}_high"] < 0
 
 
 def agreement_verdict(condition, rows):
@@ -175,6 +193,38 @@ def agreement_verdict(condition, rows):
     return (
         f"Agreement in {condition} networks, n = {rows['n'].max()} at {points}: {', '.join(texts)}; "
         f"{across} of the pairs across agree more than shuffled ones (p < 0.05)."
+    )
+
+
+def silent_verdict(found):
+    """What the units that never fire change in the downstream methods' Q, and in what regularizers do to it."""
+    if not has_silent(found):
+        return
+    rows = findings.without_silent(found)
+    change = rows["score_without_silent"] - rows["score"]
+    if not change.any():
+        yield "Without the units that never fire, if there are any, the downstream methods' Q is the same."
+        return
+    most = rows.loc[change.abs().idxmax()]
+    where = "untrained" if most["regularizer"] == "untrained" else setting(most["regularizer"], most["strength"])
+    downstream = found._replace(modules=found.modules[found.modules["assoc"].isin(DOWNSTREAM)])
+    all_units, without = (
+        findings.regularizer_effects(downstream, per_layer=False, value=column)
+        for column in ("score", "score_without_silent")
+    )
+    texts = []
+    for regularizer, effects in without.groupby("regularizer", sort=False):
+        counts = [
+            " and ".join(str(which.sum()) for which in risen_and_fallen(each))
+            for each in (effects, all_units[all_units["regularizer"] == regularizer])
+        ]
+        texts.append(f"{regularizer} {counts[0]} ({counts[1]})")
+    of = f"of {rows['assoc'].nunique()} methods, it rises and falls for so many without them (with all units)"
+    effects = f"; {of}: {', '.join(texts)}" if texts else ""
+    yield (
+        f"Without the units that never fire, the downstream methods' Q moves by {change.min():+.3f} to "
+        f"{change.max():+.3f} at single grid points ({most['assoc']}, {where}: {value(most['dead'], '.1f')} of a "
+        f"layer's units are dead){effects}."
     )
 
 
@@ -223,8 +273,8 @@ def curves_table(found, value="score", form="{:.3f}"):
         strengths = accuracy.count().index
         first = pd.DataFrame({"regularizer": name, "strength": strengths.map(number)}, index=strengths)
         first = first.assign(n=accuracy.count(), test_acc=accuracy.mean().map("{:.3f}".format))
-        rows.append(first.join(means.map(form.format)))
-    return markdown(pd.concat(rows).fillna(""))
+        rows.append(first.join(means.map(form.format, na_action="ignore")))
+    return markdown(pd.concat(rows).fillna("–"))
 
 
 def effects_table(found, per_layer=True, value="score"):
@@ -252,22 +302,15 @@ def equal_accuracy_table(found):
 
 
 def silent_table(found):
-    """Q of the downstream methods with and without the units that never fire, and how many these are, in Markdown."""
-    columns = ["score", "score_without_silent", "silent"]
-    modules = findings.usable(found.modules, found.models)
-    modules = modules[modules["assoc"].isin(DOWNSTREAM)].dropna(subset="score_without_silent")
-    networks = findings.per_network(modules, columns)
+    """Q of the downstream methods with → without the units that never fire, at each strength, in Markdown."""
     rows = []
-    for regularizer in findings.present_regularizers(networks):
-        for (strength, assoc), each in findings.along(networks, regularizer).groupby(
-            ["strength", "assoc"], observed=True
-        ):
-            means = {name: f"{each[name].mean():.3f}" for name in columns[:2]}
-            silent = f"{each['silent'].mean():.1f}"
-            rows.append(
-                {"regularizer": regularizer, "strength": number(strength), "assoc": assoc} | means | {"silent": silent}
-            )
-    return markdown(pd.DataFrame(rows))
+    for (regularizer, strength), each in findings.without_silent(found).groupby(
+        ["regularizer", "strength"], sort=False
+    ):
+        row = {"regularizer": regularizer, "strength": number(strength), "n": each["n"].max()}
+        row |= {"dead": value(each["dead"].mean(), ".1f")}
+        rows.append(row | {r.assoc: f"{r.score:.3f} → {r.score_without_silent:.3f}" for r in each.itertuples()})
+    return markdown(pd.DataFrame(rows).fillna("–"))
 
 
 def agreement_table(found):

@@ -5,6 +5,17 @@ import pandas as pd
 
 from study import grids
 
+LONG = 30  # rows of a table that are shown without unfolding it
+
+
+def value(x: float, form: str = ".3f") -> str:
+    """A number, or a dash where there is none.
+
+    >>> value(0.5, ".1f"), value(np.nan)
+    ('0.5', '–')
+    """
+    return "–" if np.isnan(x) else f"{x:{form}}"
+
 
 def with_interval(row, name: str, form: str = ".3f") -> str:
     """A value of a table's row with its 95% interval; the value alone where a single network gives no interval.
@@ -13,7 +24,7 @@ def with_interval(row, name: str, form: str = ".3f") -> str:
     '+0.50 [+0.25, +0.75]'
     """
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return f"{row[name]:{form}}" + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
+    return value(row[name], form) + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
 
 
 def signed(x: float) -> str:
@@ -50,3 +61,21 @@ def markdown(table: pd.DataFrame) -> str:
     """
     lines = [table.columns, ["---"] * len(table.columns), *table.astype(str).to_numpy()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def captioned(title: str, caption: str, table: str) -> str:
+    """A Markdown table below its title and what it shows; folded where it is long.
+
+    >>> print(captioned("Counts", "Of units.", markdown(pd.DataFrame({"a": [1]}))))
+    #### Counts
+    <BLANKLINE>
+    Of units.
+    <BLANKLINE>
+    | a |
+    | --- |
+    | 1 |
+    """
+    rows = table.count("\n") - 1
+    if rows > LONG:
+        table = f"<details><summary>{rows} rows</summary>\n\n{table}\n\n</details>"
+    return f"#### {title}\n\n{caption}\n\n{table}"

@@ -523,11 +523,10 @@ def test_methods_that_were_not_evaluated_have_no_rows_and_one_line(demo, capsys)
 def test_an_optional_field_that_some_lack_is_neither_reported_nor_in_the_way_of_the_cache(demo, capsys, monkeypatch):
     spec = grids.specs("demo", "l2")[0]
     content = made_up.evaluated(spec)
-    content["modules"]["forward_cov"][0] |= {"score_without_silent": 0.125, "silent": 3.0}
+    content["modules"]["forward_cov"][0] |= {"score_without_silent": 0.125}
     write(demo / "logs-demo-l2", spec, content, "weights/best.ckpt")
     first = experiments.load_experiment("demo", demo)
-    assert first.modules["score_without_silent"].dropna().tolist() == [0.125]
-    assert first.modules["silent"].dropna().tolist() == [3.0] and capsys.readouterr().err == ""
+    assert first.modules["score_without_silent"].dropna().tolist() == [0.125] and capsys.readouterr().err == ""
     monkeypatch.setattr(experiments, "_examples", lambda *_: first.examples)
     monkeypatch.setattr(analysis, "table_of", lambda *_: pytest.fail("read the checkpoints again"))
     pd.testing.assert_frame_equal(experiments.load_experiment("demo", demo).modules, first.modules)

@@ -160,6 +160,23 @@ def test_silent_units_are_zero_for_every_test_image(stored, data):
     assert stored["silent"][0].nonzero().flatten().tolist() == [1, 4]
 
 
+def test_units_that_never_fire_are_those_dead_upstream(stored):
+    """So that tables tell how many there are: `dead` of forward_cov."""
+    for silent, modules in zip(stored["silent"], stored["modules"]["forward_cov"], strict=True):
+        assert (modules["clusters"].sum(1) == 0).tolist() == silent.tolist()
+
+
+def test_each_column_of_the_tables_is_filled_by_what_evaluation_stores(complete, tmp_path):
+    (tmp_path / "complete.ckpt").write_bytes(complete)
+    metrics = [
+        *analysis.module_metrics(analysis.MODULE_FIELDS, layers="*"),
+        *analysis.align_metrics(analysis.ALIGN_FIELDS, layers="*"),
+        *analysis.lesion_metrics(analysis.LESION_FIELDS, layers="*"),
+    ]
+    table = analysis.table_of([({}, tmp_path / "complete.ckpt")], metrics)
+    assert [name for name in table if table[name].isna().all()] == []
+
+
 def test_a_channel_is_silent_where_it_is_zero_everywhere():
     """One that fires in a single image, at a single location, does not count as silent."""
 

@@ -697,19 +697,54 @@ def test_a_value_that_no_network_has_leaves_strengths_and_accuracies(distinct):
 
 
 def test_q_without_silent_units_stands_beside_q(distinct):
-    assert summary.has_silent(distinct)
+    """And how many units of a layer do not vary, which says how many never fire."""
     rows = cells(summary.silent_table(distinct))
-    assert {row["assoc"] for row in rows} == set(DOWNSTREAM)
-    (row,) = [r for r in rows if (r["regularizer"], r["strength"], r["assoc"]) == ("drop", "0.3", "backward_hess")]
-    runs = points(distinct, "drop")[0.3]
-    for name, form in (("score", ".3f"), ("score_without_silent", ".3f"), ("silent", ".1f")):
-        q = network_means(distinct.modules, name, assoc="backward_hess")
-        assert row[name] == f"{statistics.fmean(q[n] for n in runs):{form}}"
-    without = distinct._replace(modules=distinct.modules.drop(columns=["silent", "score_without_silent"]))
-    assert (
-        not summary.has_silent(without)
-        and len(list(summary.tables(without))) == len(list(summary.tables(distinct))) - 1
-    )
+    curves = {("untrained", "0"): untrained_of(distinct)}
+    for name in ("drop", "l1", "l2"):
+        curves |= {(name, text.number(strength)): runs for strength, runs in points(distinct, name).items()}
+    assert [(row["regularizer"], row["strength"]) for row in rows] == list(curves)
+    dead = network_means(distinct.modules, "dead", assoc="forward_cov")
+    for row, runs in zip(rows, curves.values(), strict=True):
+        assert row["n"] == str(len(runs)) and row["dead"] == f"{statistics.fmean(dead[n] for n in runs):.1f}"
+        for method in DOWNSTREAM:
+            both = (network_means(distinct.modules, name, assoc=method) for name in ("score", "score_without_silent"))
+            assert row[method] == " → ".join(f"{statistics.fmean(q[n] for n in runs):.3f}" for q in both)
+        assert not set(UPSTREAM) & set(row)
+    without = distinct._replace(modules=distinct.modules.drop(columns="score_without_silent"))
+    assert summary.has_silent(distinct) and not summary.has_silent(without)
+    assert len(list(summary.tables(without))) == len(list(summary.tables(distinct))) - 1
+    assert not list(summary.silent_verdict(without))
+
+
+def test_what_silent_units_change_is_said(distinct):
+    modules = distinct.modules.copy()
+    modules["score_without_silent"] = modules["score"].where(modules["assoc"].isin(DOWNSTREAM))
+    assert list(summary.silent_verdict(distinct._replace(modules=modules))) == [
+        "Without the units that never fire, if there are any, the downstream methods' Q is the same."
+    ]
+    changed = modules["drop"].eq(0.3) & modules["part"].eq("drop")
+    modules.loc[changed & modules["assoc"].eq("backward_hess"), "score_without_silent"] -= 3.0
+    modules.loc[changed & modules["assoc"].eq("forward_cov"), "dead"] = 7.0
+    strongest = modules["drop"].eq(0.6) & modules["part"].eq("drop") & modules["assoc"].eq("backward_jac")
+    modules.loc[strongest, "score_without_silent"] += 2.0
+    found = distinct._replace(modules=modules)
+    counts = {}
+    for value in ("score", "score_without_silent"):
+        effects = findings.regularizer_effects(found, per_layer=False, value=value)
+        effects = effects[effects["assoc"].isin(DOWNSTREAM)]
+        counts[value] = {
+            name: f"{(rows['change_low'] > 0).sum()} and {(rows['change_high'] < 0).sum()}"
+            for name, rows in effects.groupby("regularizer")
+        }
+    assert counts["score"]["drop"] != counts["score_without_silent"]["drop"]
+    texts = [
+        f"{name} {counts['score_without_silent'][name]} ({counts['score'][name]})" for name in ("drop", "l1", "l2")
+    ]
+    assert list(summary.silent_verdict(found)) == [
+        "Without the units that never fire, the downstream methods' Q moves by -3.000 to +2.000 at single grid points "
+        "(backward_hess, dropout 0.3: 7.0 of a layer's units are dead); of 4 methods, it rises and falls for so many "
+        f"without them (with all units): {', '.join(texts)}."
+    ]
 
 
 def test_single_runs_have_effects_without_intervals():

@@ -21,9 +21,7 @@ from report.text import captioned, markdown, number, setting, with_interval
 
 SPECIALIZATION_CAPTION = """Mean z of specialization among shuffled clusterings of the same sizes, in untrained
 networks, in all trained ones and in each regularizer's grid; its change between the ends of each grid."""
-FAMILY_CAPTION = (
-    """Mean z of specialization over each family's methods, and the mean of its difference within n networks."""
-)
+FAMILY_CAPTION = "Mean z of specialization over each family's methods, and of its difference within n networks."
 CORRELATION_CAPTION = """Rank correlations over n trained networks with Q, and with the agreement of upstream and
 downstream clusterings (beyond chance): of the networks as they are, and *matched*, less the means of the same
 regularization."""

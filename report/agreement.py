@@ -62,7 +62,7 @@ def agreement(results: Results, methods=PAPER_METHODS) -> pd.DataFrame:
     Returns: a row per condition (untrained, trained: all regularizers, and each regularizer) and group:
         n, points: networks, and grid points.
         element_sim, adjusted, score, rmi_norm, excess, each with _low and _high; expected, null, significant.
-        lowest, lowest_at, highest, highest_at: the extreme means of element_sim among the condition's grid points.
+        lowest, lowest_at, highest, highest_at: the extreme means of adjusted among the condition's grid points.
     """
     networks = network_agreement(results, methods).dropna(subset="element_sim")
     conditions = {"untrained": untrained(networks), "trained": trained(networks)}
@@ -70,14 +70,15 @@ def agreement(results: Results, methods=PAPER_METHODS) -> pd.DataFrame:
     rows = []
     for condition, chosen in conditions.items():
         for group, values in chosen.groupby("group", observed=True):
-            points = values.groupby(list(GRID_POINT), observed=True)["element_sim"].mean()
+            points = values.groupby(list(GRID_POINT), observed=True)["adjusted"].mean()
             row = {"condition": condition, "group": group, "n": len(values), "points": len(points)}
             for measure in WITH_INTERVALS:
                 mean, low, high, _ = mean_and_interval(values[measure])
                 row |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
             row |= {name: values[name].mean() for name in ("expected", "null", "significant")}
-            for name, at in (("lowest", points.idxmin()), ("highest", points.idxmax())):
-                row |= {name: points[at], f"{name}_at": point_name(at)}
+            known = points.dropna()
+            for name, at in (("lowest", known.idxmin()), ("highest", known.idxmax())) if len(known) else ():
+                row |= {name: known[at], f"{name}_at": point_name(at)}
             rows.append(row)
     measures = [f"{name}{end}" for name in WITH_INTERVALS for end in ("", "_low", "_high")]
     columns = ["condition", "group", "n", "points", *measures, "expected", "null", "significant"]
@@ -105,9 +106,24 @@ def agreement_by_point(results: Results, methods=PAPER_METHODS) -> pd.DataFrame:
 
 
 def agreeing_across(points: pd.DataFrame, within: float) -> pd.DataFrame:
-    """The grid points of `agreement_by_point` at which the two families agree at least as well as `within`."""
+    """The grid points of `agreement_by_point` at which the two families agree, beyond chance, at least as `within`."""
     across = points[points["group"] == "across"]
-    return across[across["element_sim"] >= within]
+    return across[across["adjusted"] >= within]
+
+
+def less_across(results: Results, methods=PAPER_METHODS) -> pd.DataFrame:
+    """By how much methods of two families agree less than methods of one, beyond chance, within each trained network.
+
+    Returns: a row per family: its group, difference (adjusted within less adjusted across, a mean over networks) with
+        difference_low and difference_high, and n.
+    """
+    networks = trained(network_agreement(results, methods)).astype({"group": str})
+    groups = networks.pivot_table("adjusted", [*GRID_POINT, "run"], "group", observed=True).reindex(columns=GROUPS)
+    rows = []
+    for group in GROUPS[:2]:
+        mean, low, high, n = mean_and_interval(groups[group] - groups["across"])
+        rows.append({"group": group, "difference": mean, "difference_low": low, "difference_high": high, "n": int(n)})
+    return pd.DataFrame(rows)
 
 
 def alignment_matrix(align: pd.DataFrame, measure="element_sim") -> pd.DataFrame:

@@ -8,7 +8,8 @@ import pandas as pd
 from associations import PAPER_METHODS
 from modularity import SEARCHES
 from report import findings, summary
-from report.agreement import GROUPS, RAW_METHODS, agreement
+from report.agreement import GROUPS, RAW_METHODS, agreement, less_across
+from report.sensitivity import NULLS
 from report.text import markdown, with_interval
 
 
@@ -22,33 +23,50 @@ def claims(found):
     effects = findings.regularizer_effects(found, per_layer=False)
     effects = effects[effects["assoc"].isin(PAPER_METHODS)]
     equal = findings.at_equal_accuracy(found)
+    equal = equal[equal["assoc"].isin(PAPER_METHODS)]
+    lost = findings.costs_accuracy(found)
     drop = effects[effects["regularizer"] == "drop"]
     if len(drop):
         by = findings.judged_by(drop)
-        clear = ((drop[by] > 0) & (drop[f"{by}_p"] < summary.SIGNIFICANT / len(drop))).sum()
-        yield "dropout raises modularity strongly", numbers(drop), f"for {clear} of {len(drop)} methods"
+        up, _ = summary.risen_and_fallen(drop)
+        clear = (up & (drop[f"{by}_p"] < summary.SIGNIFICANT / len(drop))).sum()
+        holds = f"it rises for {up.sum()} of {len(drop)} methods ({clear} after Bonferroni's correction)"
+        yield "dropout raises modularity strongly", numbers(drop), holds
     for name in ("l2", "l1"):
         if name in set(effects["regularizer"]):
-            yield modest(name, effects[effects["regularizer"] == name], equal)
+            yield modest(name, effects[effects["regularizer"] == name], equal, lost)
     rows, raw = (
         agreement(found, methods).set_index(["condition", "group"]) for methods in (PAPER_METHODS, RAW_METHODS)
     )
     within = " and ".join(similarity(rows, raw, group) for group in GROUPS[:2])
     above = all(rows.loc[("trained", group), "adjusted_low"] > 0 for group in GROUPS[:2])
-    yield "clusterings agree within upstream methods, and within downstream ones", within, "yes" if above else "no"
+    words = f"{'yes' if above else 'no'}; beyond chance {beyond(rows, GROUPS[:2])}"
+    yield "clusterings agree within upstream methods, and within downstream ones", within, words
     across = similarity(rows, raw, "across")
     exceptions, points = len(list(summary.exceptions(found, rows))), rows.loc[("trained", "across"), "points"]
-    words = f"{is_less_across(rows)}; at {exceptions} of {points} grid points it fails"
+    words = (
+        f"less than within: {is_less_across(found)}; beyond chance {beyond(rows, ('across',))}; at {exceptions} of "
+        f"{points} grid points as much as within a family on average"
+    )
     yield "they agree little across the two families", across, words
 
 
-def is_less_across(rows):
+def beyond(rows, groups):
+    """Mean agreement beyond chance of some groups, in trained and in untrained networks."""
+    texts = []
+    for condition in ("trained", "untrained"):
+        if all((condition, group) in rows.index for group in groups):
+            values = " and ".join(f"{rows.loc[(condition, group), 'adjusted']:.2f}" for group in groups)
+            texts.append(f"{values} {condition}")
+    return ", ".join(texts)
+
+
+def is_less_across(found):
     """Whether agreement beyond chance across the families is less than within either: yes, not clearly, or no."""
-    within = rows.loc[[("trained", group) for group in GROUPS[:2]]].min(numeric_only=True)
-    across = rows.loc[("trained", "across")]
-    if across["adjusted"] >= within["adjusted"]:
+    rows = less_across(found)
+    if not (rows["difference"] > 0).all():
         return "no"
-    return "yes" if across["adjusted_high"] < within["adjusted_low"] else "not clearly"
+    return "yes" if (rows["difference_low"] > 0).all() else "not clearly"
 
 
 def numbers(rows):
@@ -60,13 +78,9 @@ def numbers(rows):
     return f"{by} of Q (n = {rows['n'].max()}): {changes}; rank correlation {rho}"
 
 
-def modest(name, rows, equal):
+def modest(name, rows, equal, lost):
     """The claim that a penalty has a modest effect: at its grid's end, and at equal accuracy beside dropout's."""
-    ours, dropout = (equal[equal["regularizer"] == part].set_index("assoc")["change"] for part in (name, "drop"))
-    smaller = [
-        method for method in PAPER_METHODS if method in ours.index and ours[method] < dropout.get(method, np.nan)
-    ]
-    others = [method for method in ours.index if method not in smaller]
+    ours, dropout = (equal[equal["regularizer"] == part].set_index("assoc") for part in (name, "drop"))
     claim = f"{name.upper()} has a modest effect"
     text = (
         f"change of Q up to {rows['at'].max():.2g} (n = {rows['n'].max()}): {rows['change'].min():+.3f} to "
@@ -74,12 +88,13 @@ def modest(name, rows, equal):
     )
     if not len(ours):
         return claim, text, "not judged: its accuracy does not fall to where dropout's is compared"
+    if not lost:
+        return claim, text, "not judged: the accuracy that all regularizers reach is no clear loss"
     text += (
-        f"; at {equal['accuracy'].iloc[0]:.1%} test accuracy {ours.min():+.3f} to {ours.max():+.3f}, dropout "
-        f"{dropout.min():+.3f} to {dropout.max():+.3f}"
+        f"; at {equal['accuracy'].iloc[0]:.1%} test accuracy {ours['change'].min():+.3f} to "
+        f"{ours['change'].max():+.3f}, dropout {dropout['change'].min():+.3f} to {dropout['change'].max():+.3f}"
     )
-    verdict = f"less than dropout at equal accuracy for {len(smaller)} of {len(ours)} methods"
-    return claim, text, verdict + (f", not for {', '.join(others)}" if others else "")
+    return claim, text, f"at equal accuracy {summary.beside_dropout(ours, dropout)}"
 
 
 def similarity(rows, raw, group):
@@ -111,5 +126,24 @@ def search_effect(rows):
         ("agreement across", moved[moved.index == "agreement across"]),
     ):
         if kept.notna().any(axis=None):
-            lines.append(f"{words} move by {kept.min(axis=None):+.3f} to {kept.max(axis=None):+.3f}")
-    return f"With the other searches {'; '.join(lines)}." if lines else ""
+            lines.append(f"{words} by {kept.min(axis=None):+.3f} to {kept.max(axis=None):+.3f}")
+    return f"The other searches move {'; '.join(lines)}." if lines else ""
+
+
+def null_effect(rows):
+    """What z against each null says otherwise than Q: the claims whose change is clear, and not so, or not as Q's."""
+    signs = rows.set_index("claim").map(_sign)
+    default = next(search.title for search in SEARCHES.values() if search.title in rows)
+    lines = []
+    for title in NULLS.values():
+        for sign, word in ((1, "rises"), (-1, "falls")):
+            names = signs.index[(signs[title] == sign) & (signs[default] != sign)]
+            if len(names):
+                lines.append(f"{title} {word} where Q does not for {'; '.join(names)}")
+    return f"By the 95% intervals, {'. '.join(lines)}." if lines else ""
+
+
+def _sign(text):
+    """Of a number whose interval is clear of zero; else 0."""
+    ends = [float(end) for end in re.findall(r"[+-][\d.]+", text.partition("[")[2])]
+    return 0 if len(ends) != 2 or ends[0] <= 0 <= ends[1] else int(np.sign(ends[0]))

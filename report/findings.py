@@ -10,7 +10,7 @@ import pandas as pd
 
 from associations import DOWNSTREAM, METHODS
 from report.experiments import GRID_POINT, NETWORK, Results
-from report.intervals import bootstrap_interval, combination, resamples, spearman, trend
+from report.intervals import bootstrap_interval, combination, mean_and_interval, resamples, spearman, trend
 from study import grids
 
 REGULARIZERS = tuple(reversed(grids.REGULARIZERS))  # as they are shown: dropout, which matters most, first
@@ -94,7 +94,9 @@ def regularizer_effects(results: Results, per_layer=True, value="score") -> pd.D
         trend, trend_low, trend_high, trend_p: change from weakest to strongest along the straight line through all
             usable networks, strengths equally spaced in their order: what remains to judge by where runs are single.
         gain, gain_low, gain_high, gain_p: strongest − untrained.
-        rho, rho_low, rho_high: rank correlation of Q with strength over usable networks (resampled within strengths).
+        farthest, farthest_at: the mean Q along the grid that differs most from the weakest strength's, and where.
+        rho: rank correlation of Q with strength over usable networks; no interval, since resampling so few runs of a
+            strength gives one that is too narrow.
     """
     modules = usable(results.modules, results.models)
     by = ["assoc", "layer"] if per_layer else ["assoc"]
@@ -110,13 +112,15 @@ def regularizer_effects(results: Results, per_layer=True, value="score") -> pd.D
                 q = curve[value].to_numpy()
                 rows.append(names | _effect(curve["strength"].to_numpy(), q, null.get(key, np.array([]))))
     estimates = [f"{name}{end}" for name in ("change", "trend", "gain") for end in ("", "_low", "_high", "_p")]
-    columns = ["n", "n_untrained", "untrained", "weakest", "strongest", "at_weakest", "at", *estimates]
-    return pd.DataFrame(rows, columns=["regularizer", *by, *columns, "rho", "rho_low", "rho_high"])
+    columns = ["n", "n_untrained", "untrained", "weakest", "strongest", "at_weakest", "at", "farthest", "farthest_at"]
+    return pd.DataFrame(rows, columns=["regularizer", *by, *columns, *estimates, "rho"])
 
 
 def _effect(strength, q, null):
     """One row of `regularizer_effects`."""
     weakest, strongest = q[strength == strength.min()], q[strength == strength.max()]
+    means = {at: q[strength == at].mean() for at in np.unique(strength)}
+    farthest = max(means, key=lambda at: abs(means[at] - weakest.mean()))
     row = {
         "n": len(q),
         "n_untrained": len(null),
@@ -125,14 +129,13 @@ def _effect(strength, q, null):
         "strongest": strongest.mean(),
         "at_weakest": strength.min(),
         "at": strength.max(),
+        "farthest": means[farthest],
+        "farthest_at": farthest,
+        "rho": float(spearman(strength, q)),
     }
     row |= named("change", combination([strongest, weakest], [1, -1]))
     row |= named("trend", trend(np.unique(strength, return_inverse=True)[1], q))
-    row |= named("gain", combination([strongest, null], [1, -1]))
-    low, high = np.nan, np.nan
-    if len(strength) > len(np.unique(strength)):  # single runs leave nothing to resample
-        low, high = bootstrap_interval(spearman(strength, q[resamples(strength)]))
-    return row | {"rho": float(spearman(strength, q)), "rho_low": low, "rho_high": high}
+    return row | named("gain", combination([strongest, null], [1, -1]))
 
 
 def named(name, estimate):
@@ -160,20 +163,20 @@ def opposed_layers(effects) -> pd.DataFrame:
 def without_silent(results: Results) -> pd.DataFrame:
     """Q of the downstream methods with and without the units that never fire, at each usable strength.
 
-    Returns: a row per regularizer ("untrained": none), strength and method: regularizer, strength, assoc; n networks;
-        dead: units of a layer whose activations do not vary over the test images, as those of units that never fire;
-        score, score_without_silent. The last three are means over layers, then over networks.
+    Returns: a row per regularizer ("untrained": none), strength, layer and method: regularizer, strength, layer, assoc;
+        n networks; and means over these: dead, the number of units whose activations do not vary over the test images,
+        as those of units that never fire; score, score_without_silent.
     """
     modules = usable(results.modules, results.models)
     dead = modules[modules["assoc"] == "forward_cov"].set_index([*NETWORK, "layer"])["dead"]
     modules = modules[modules["assoc"].isin(DOWNSTREAM)].drop(columns="dead").join(dead, on=[*NETWORK, "layer"])
     columns = ["dead", "score", "score_without_silent"]
-    networks = per_network(modules.dropna(subset="score_without_silent"), columns)
-    curves = {"untrained": untrained(networks).assign(strength=0.0)}
-    curves |= {name: along(networks, name) for name in present_regularizers(networks)}
+    modules = modules.dropna(subset="score_without_silent")
+    curves = {"untrained": untrained(modules).assign(strength=0.0)}
+    curves |= {name: along(modules, name) for name in present_regularizers(modules)}
     found = []
     for name, curve in curves.items():
-        groups = curve.groupby(["strength", "assoc"], observed=True)[columns]
+        groups = curve.groupby(["strength", "layer", "assoc"], observed=True)[columns]
         found.append(groups.mean().assign(n=groups.size(), regularizer=name).reset_index())
     return pd.concat(found, ignore_index=True)
 
@@ -193,6 +196,14 @@ def shared_accuracy(curves) -> float:
     """The lowest test accuracy that every regularizer brings networks down to: the highest of their lowest means."""
     means = curves.groupby(["regularizer", "strength"])["test_acc"].mean()
     return means.groupby("regularizer").min().max()
+
+
+def costs_accuracy(results: Results) -> bool:
+    """Whether the lowest accuracy that every regularizer reaches is clearly lost: below the 95% interval of the mean
+    without regularization. Else there is nothing to compare at equal accuracy but noise."""
+    curves = accuracy_curves(results)
+    alone = curves[(curves["part"] == "l2") & np.isclose(curves["l2"], grids.L2_ALONE)].drop_duplicates(list(NETWORK))
+    return bool(shared_accuracy(curves) < mean_and_interval(alone["test_acc"])["low"])
 
 
 def at_equal_accuracy(results: Results, accuracy=None, value="score") -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """Means, differences and rank correlations with their 95% intervals.
 
 Intervals of means are Student's, of differences Welch's: with three to nine networks a point, percentile bootstrap
-intervals of a mean cover it in 80–91% of cases only. Rank correlations, of many networks, keep a seeded bootstrap.
+intervals of a mean cover it in 80–91% of cases only. Rank correlations of many networks at matched regularization have
+a seeded bootstrap.
 """
 
 from typing import NamedTuple

@@ -20,7 +20,8 @@ from report.lesion_findings import (
 from report.text import captioned, markdown, number, setting, with_interval
 
 SPECIALIZATION_CAPTION = """Mean z of specialization among shuffled clusterings of the same sizes, in untrained
-networks, in all trained ones and in each regularizer's grid; its change between the ends of each grid."""
+networks, in all trained ones and in each regularizer's grid; its change between the ends of each grid, n networks along
+it. A network whose shuffled clusterings do not differ (a single module, or lesions without effect) has no z."""
 FAMILY_CAPTION = "Mean z of specialization over each family's methods, and of its difference within n networks."
 CORRELATION_CAPTION = """Rank correlations over n trained networks with Q, and with the agreement of upstream and
 downstream clusterings (beyond chance): of the networks as they are, and *matched*, less the means of the same
@@ -57,7 +58,7 @@ def range_verdict(points):
     """Between which grid points the differences of the two families lie, in a list; empty for a single one."""
     ends = [points.loc[points["difference"].idxmin()], points.loc[points["difference"].idxmax()]] if len(points) else []
     texts = [f"{row['difference']:+.2f} at {setting(row['condition'], row['strength'])}" for row in ends]
-    return [f"from {' to '.join(texts)}"] if len(points) > 1 else []
+    return [f"at single grid points the difference is {' to '.join(texts)}"] if len(points) > 1 else []
 
 
 def effect_verdict(rows):
@@ -69,7 +70,10 @@ def effect_verdict(rows):
         texts.append(f"{up} up and {down} down of {len(each)} methods in layer {layer}, median change {change:+.2f}")
     first = rows.iloc[0]
     ends = f"{setting(first['regularizer'], rows['at_weakest'].min())} to {number(rows['at'].max())}"
-    return f"{ends} (95% interval of the {by} clear of zero): {'; '.join(texts)}"
+    return (
+        f"{ends} (95% interval of the {by} clear of zero; by chance {len(each) / 40:.1f} up and as many down): "
+        f"{'; '.join(texts)}"
+    )
 
 
 def correlation_verdict(rows):
@@ -77,7 +81,8 @@ def correlation_verdict(rows):
     up, down = (rows["low"] > 0).sum(), (rows["high"] < 0).sum()
     return (
         f"rank correlation at matched regularization {rows['matched'].min():+.2f} to {rows['matched'].max():+.2f}, "
-        f"positive in {up} and negative in {down} of {len(rows)} cases (95% interval clear of zero)"
+        f"positive in {up} and negative in {down} of {len(rows)} cases (95% interval clear of zero; by chance "
+        f"{len(rows) / 40:.1f} of each)"
     )
 
 
@@ -104,7 +109,7 @@ def specialization_table(found: Results) -> str:
                 cells["trained − untrained"] = with_interval(row, "gain", "+.2f")
         for _, row in specialization_effects(found, kind).iterrows():
             ends = f"{setting(row['regularizer'], row['at_weakest'])} to {number(row['at'])}"
-            rows[title, row["layer"], row["assoc"]][ends] = with_interval(row, "change", "+.2f")
+            rows[title, row["layer"], row["assoc"]][ends] = f"{with_interval(row, 'change', '+.2f')}, n = {row['n']}"
     keys = [dict(zip(("z, by", "layer", "method"), key, strict=True)) for key in rows]
     return markdown(pd.DataFrame([key | cells for key, cells in zip(keys, rows.values(), strict=True)]).fillna(""))
 

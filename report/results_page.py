@@ -3,7 +3,7 @@
     python -m report.results_page           writes RESULTS.md, and README.md's lines of results, from results/
     python -m report.results_page --check   says instead whether both are what the tables give; exits 1 if not
 
-No number in either file is typed by hand.
+No number about an experiment is typed by hand in either file.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from report import experiments, sensitivity, summary
-from report.claims import claims_table, search_effect
+from report.claims import claims_table, null_effect, search_effect
 from report.text import markdown
 from study import grids
 from study.cli import UserError, one_line_errors
@@ -24,7 +24,7 @@ BEGIN, END = "<!-- written by python -m report.results_page -->", "<!-- up to he
 HEAD = """# Results
 
 Written by `python -m report.results_page` from the tables in `results/`, which `python -m report.summary EXPERIMENT
---save` makes of evaluated checkpoints. Every number here is printed by that command.
+--save` makes of evaluated checkpoints. Every number about an experiment is printed by that command.
 
 How to read it. Q is Newman's modularity of the best clustering found, a mean over layers within each network unless a
 layer is named; brackets hold 95% intervals over networks (Student's t for means, Welch's for differences, bootstrap for
@@ -32,7 +32,8 @@ rank correlations). *Change* compares the two ends of a grid, *trend* is the cha
 of its networks, strengths equally spaced. z is Q's distance from matrices without modules, optimized with the same
 effort, in their standard deviations. Agreement is element-centric similarity (1: identical clusterings), beside what
 clusterings of the same sizes reach by chance, and *adjusted* for that: (observed − expected)/(1 − expected). Strengths
-at which over half of the runs stay below the experiment's pass mark are left out of all but the first two tables.
+at which over half of the runs stay below the experiment's pass mark are named in its first line and left out of all but
+the tables of Q and z at each strength.
 Upstream methods (`forward_…`) compare what drives two units, downstream methods (`backward_…`) what they drive.
 """
 
@@ -67,7 +68,7 @@ def section(name: str, folder: Path) -> str:
     if list((folder / "searches").glob(f"{name}-*-modules.parquet")):
         table = sensitivity.table(name, found, folder / "searches")
         parts += ["### The claims after other searches for Q, against other nulls, and from single repetitions"]
-        parts += [markdown(table), search_effect(table)]
+        parts += [markdown(table), search_effect(table), null_effect(table)]
     return "\n\n".join(parts) + "\n"
 
 

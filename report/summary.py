@@ -24,16 +24,17 @@ from study.cli import Parser, one_line_errors
 UPSTREAM_EXAMPLE, DOWNSTREAM_EXAMPLE = "forward_jac", "backward_jac"
 SIGNIFICANT = 0.05
 Z_CAPTION = "Means over n networks; the matrices without modules are randomly rotated ones, of the same spectrum."
-EFFECTS_CAPTION = """Mean Q at the ends of each grid, n networks along it; *gain* is the strongest less untrained
-networks, *rho* the rank correlation of Q with strength."""
+EFFECTS_CAPTION = """Mean Q at the ends of each grid, n networks along it, those without regularization included; *gain*
+is the strongest less untrained networks, *rho* the rank correlation of Q with strength."""
 EQUAL_CAPTION = """Change of Q from the grid's weakest strength, interpolated between the two strengths around the
 lowest test accuracy that all of them reach."""
-SILENT_CAPTION = """Downstream methods, all units → without those that never fire. *dead* counts, in a mean layer, the
+SILENT_CAPTION = """Downstream methods, all units → without those that never fire, layer by layer. *dead* counts the
 units whose activations do not vary over the test images, as those of units that never fire."""
 AGREEMENT_CAPTION = """Means over pairs of methods and layers within each of n networks, over grid *points*.
 *element_sim* is element-centric similarity, *expected* its chance level; *score* is the alignment score, *null* its
 mean over shuffled clusterings, *excess* the difference; *rmi_norm* is normalized reduced mutual information;
-*significant* is the share of pairs with p < 0.05."""
+*significant* is the share of pairs with p < 0.05; *range* holds the extremes of *adjusted* among grid points. Networks
+without regularization count in the row l2. Pairs that chance alone makes identical have no *adjusted*."""
 
 
 def main(args):
@@ -67,7 +68,8 @@ def summary(name, found):
         len(rows.drop_duplicates(list(experiments.NETWORK)))
         for rows in (findings.trained(evaluated), findings.untrained(evaluated))
     )
-    yield f"{name}: {trained} trained and {untrained} untrained networks on {found.models['dataset'].iloc[0]}"
+    networks = f"{name}: {trained} trained and {untrained} untrained networks on {found.models['dataset'].iloc[0]}"
+    yield networks + left_out(found.models)
     effects = findings.regularizer_effects(found, per_layer=False)
     effects = effects[effects["regularizer"] == "drop"].set_index("assoc")
     if len(effects):
@@ -78,6 +80,16 @@ def summary(name, found):
             if example in effects.index:
                 yield modularity(effects.loc[example], kind)
     yield f"agreement of clusterings (beyond chance): {agreements(found)}"
+
+
+def left_out(models):
+    """Which strengths are too much to count in any effect, and how many networks these are; empty for none."""
+    rows = findings.failures(models).query("too_much and strength > 0")
+    if not len(rows):
+        return ""
+    names = ", ".join(setting(row.regularizer, row.strength) for row in rows.itertuples())
+    mark = models["pass_mark"].dropna().max()
+    return f"; left out, most runs being below {mark:g} test accuracy: {names} (n = {rows['n'].sum()})"
 
 
 def dropout_in_words(dropout):
@@ -139,8 +151,15 @@ def headlines(found):
     """A line on what each regularizer does, and one on how methods agree in untrained and in trained networks."""
     effects = findings.regularizer_effects(found, per_layer=False)
     effects = effects[effects["assoc"].isin(PAPER_METHODS)]
-    for _, rows in effects.groupby("regularizer", sort=False):
-        yield effect_verdict(rows)
+    equal = findings.at_equal_accuracy(found)
+    equal = equal[equal["assoc"].isin(PAPER_METHODS) & findings.costs_accuracy(found)]
+    at = {regularizer: rows.set_index("assoc") for regularizer, rows in equal.groupby("regularizer")}
+    for regularizer, rows in effects.groupby("regularizer", sort=False):
+        beside = ""
+        if regularizer != "drop" and {regularizer, "drop"} <= set(at):
+            compared = beside_dropout(at[regularizer], at["drop"])
+            beside = f" At {equal['accuracy'].iloc[0]:.1%} test accuracy {compared}."
+        yield effect_verdict(rows) + beside
     table = agreement(found).set_index(["condition", "group"])
     for condition in ("untrained", "trained"):
         if condition in table.index.unique(0):
@@ -154,25 +173,39 @@ def effect_verdict(rows):
     """
     by = findings.judged_by(rows)
     clear = rows[f"{by}_p"] < SIGNIFICANT / len(rows)
-    up, down = risen_and_fallen(rows)
-    largest = rows.loc[rows["change"].abs().idxmax()]
+    up, down = risen_and_fallen(rows, by)
+    far = rows["farthest"] - rows["weakest"]
+    largest = rows.loc[far.abs().idxmax()]
     start = (
         f"{largest['regularizer']}, {rows['n'].max()} networks from {number(rows['at_weakest'].min())} to "
         f"{number(rows['at'].max())}: "
     )
-    end = f"median change {rows['change'].median():+.3f}, largest {largest['change']:+.3f} ({largest['assoc']})."
+    end = (
+        f"median {by} {rows[by].median():+.3f}, largest change along the grid {far[largest.name]:+.3f} "
+        f"({largest['assoc']}, at {number(largest['farthest_at'])})."
+    )
     if rows[f"{by}_p"].isna().all():
         return f"{start}too few for intervals; {end}"
+    trends = " and ".join(str(which.sum()) for which in risen_and_fallen(rows, "trend"))
+    trend = f"{trends} by the trend" if by == "change" else "by the trend, an end of the grid having a single run"
     return (
         f"{start}Q rises for {up.sum()} of {len(rows)} methods and falls for {down.sum()} "
-        f"({(up & clear).sum()} and {(down & clear).sum()} after Bonferroni's correction"
-        f"{'' if by == 'change' else '; by the trend, an end of the grid having a single run'}); {end}"
+        f"({(up & clear).sum()} and {(down & clear).sum()} after Bonferroni's correction; {trend}); {end}"
     )
 
 
-def risen_and_fallen(rows):
+def beside_dropout(ours, dropout):
+    """For which methods a penalty changes Q less than dropout at equal accuracy: those whose intervals are apart."""
+    dropout = dropout.reindex(ours.index)
+    less, more = ours["change_high"] < dropout["change_low"], ours["change_low"] > dropout["change_high"]
+    verdict = f"less than dropout for {less.sum()} of {len(ours)} methods, more for {more.sum()}"
+    unclear = [method for method in PAPER_METHODS if method in ours.index[~(less | more)]]
+    return verdict + (f"; intervals overlap for {', '.join(unclear)}" if unclear else "")
+
+
+def risen_and_fallen(rows, by=None):
     """For which rows of `findings.regularizer_effects`, of one regularizer, Q rises, and for which it falls."""
-    by = findings.judged_by(rows)
+    by = by or findings.judged_by(rows)
     return rows[f"{by}_low"] > 0, rows[f"{by}_high"] < 0
 
 
@@ -181,9 +214,10 @@ def agreement_verdict(condition, rows):
     texts = [
         f"{with_interval(row, 'element_sim', '.2f')} {group} (chance {row['expected']:.2f}"
         + (
-            f"; {row['lowest']:.2f} at {row['lowest_at']} to {row['highest']:.2f} at {row['highest_at']})"
+            f"; beyond it {row['adjusted']:.2f}, {row['lowest']:.2f} at {row['lowest_at']} to {row['highest']:.2f} at "
+            f"{row['highest_at']})"
             if row["points"] > 1
-            else ")"
+            else f"; beyond it {row['adjusted']:.2f})"
         )
         for group, row in rows.iterrows()
         if group in GROUPS
@@ -192,7 +226,7 @@ def agreement_verdict(condition, rows):
     across = f"{rows.loc['across', 'significant']:.0%}" if "across" in rows.index else "none"
     return (
         f"Agreement in {condition} networks, n = {rows['n'].max()} at {points}: {', '.join(texts)}; "
-        f"{across} of the pairs across agree more than shuffled ones (p < 0.05)."
+        f"{across} of the pairs across agree more than shuffled ones (p < 0.05; 5% would by chance)."
     )
 
 
@@ -205,8 +239,8 @@ def silent_verdict(found):
     if not change.any():
         yield "Without the units that never fire, if there are any, the downstream methods' Q is the same."
         return
-    most = rows.loc[change.abs().idxmax()]
-    where = "untrained" if most["regularizer"] == "untrained" else setting(most["regularizer"], most["strength"])
+    ends = [silent_change(rows.loc[at], change[at]) for at in (change.idxmin(), change.idxmax())]
+    raw = change[rows["assoc"].isin(RAW_METHODS)].abs().max()
     downstream = found._replace(modules=found.modules[found.modules["assoc"].isin(DOWNSTREAM)])
     all_units, without = (
         findings.regularizer_effects(downstream, per_layer=False, value=column)
@@ -214,29 +248,38 @@ def silent_verdict(found):
     )
     texts = []
     for regularizer, effects in without.groupby("regularizer", sort=False):
-        counts = [
-            " and ".join(str(which.sum()) for which in risen_and_fallen(each))
-            for each in (effects, all_units[all_units["regularizer"] == regularizer])
-        ]
-        texts.append(f"{regularizer} {counts[0]} ({counts[1]})")
-    of = f"of {rows['assoc'].nunique()} methods, it rises and falls for so many without them (with all units)"
-    effects = f"; {of}: {', '.join(texts)}" if texts else ""
+        then, now = (
+            tuple(which.sum() for which in risen_and_fallen(each))
+            for each in (all_units[all_units["regularizer"] == regularizer], effects)
+        )
+        if then != now:
+            texts.append(f"{regularizer} makes it rise for {now[0]} and fall for {now[1]}, not {then[0]} and {then[1]}")
+    effects = f"of {rows['assoc'].nunique()} methods, {', '.join(texts)}" if texts else "each regularizer does the same"
     yield (
-        f"Without the units that never fire, the downstream methods' Q moves by {change.min():+.3f} to "
-        f"{change.max():+.3f} at single grid points ({most['assoc']}, {where}: {value(most['dead'], '.1f')} of a "
-        f"layer's units are dead){effects}."
+        f"Without the units that never fire, downstream Q moves by {' to '.join(ends)}, that of raw methods by at most "
+        f"{raw:.3f}; {effects}."
     )
+
+
+def silent_change(row, change):
+    """A change of Q, with the row of `findings.without_silent` that it is of."""
+    where = "untrained" if row["regularizer"] == "untrained" else setting(row["regularizer"], row["strength"])
+    return f"{change:+.3f} ({row['assoc']}, layer {row['layer']}, {where}: {value(row['dead'], '.1f')} dead units)"
 
 
 def exceptions(found, table):
     """Where the second finding fails: the grid points at which families agree as well as methods within one do."""
     if "trained" not in table.index.unique(0):
         return
-    within = [table["element_sim"].get(("trained", group), np.nan) for group in GROUPS[:2]]
-    for _, row in agreeing_across(agreement_by_point(found), min(within)).iterrows():
+    within = [table["adjusted"].get(("trained", group), np.nan) for group in GROUPS[:2]]
+    points = agreement_by_point(found)
+    for _, row in agreeing_across(points, min(within)).iterrows():
+        there = points[(points["part"] == row["part"]) & (points["strength"] == row["strength"])].set_index("group")
+        own = " and ".join(f"{there['adjusted'].get(group, np.nan):.2f} {group}" for group in GROUPS[:2])
         yield (
             f"But at {setting(row['part'], row['strength'])} agreement across is "
-            f"{with_interval(row, 'element_sim', '.2f')} (n = {row['n']}), as much as within a family on average."
+            f"{with_interval(row, 'element_sim', '.2f')} (n = {row['n']}), {row['adjusted']:.2f} beyond chance, as "
+            f"much as within a family on average; there it is {own}."
         )
 
 
@@ -268,11 +311,13 @@ def curves_table(found, value="score", form="{:.3f}"):
         curves[regularizer] = [findings.along(table, regularizer) for table in tables]
     rows = []
     for name, (models, values) in curves.items():
-        accuracy = models.groupby("strength")["test_acc"]
+        accuracy = models.groupby("strength")["test_acc"].mean()
         means = values.pivot_table(value, "strength", "assoc", observed=True)
-        strengths = accuracy.count().index
-        first = pd.DataFrame({"regularizer": name, "strength": strengths.map(number)}, index=strengths)
-        first = first.assign(n=accuracy.count(), test_acc=accuracy.mean().map("{:.3f}".format))
+        counts = values.groupby(["strength", "assoc"], observed=True)[value].count().groupby("strength")
+        first = pd.DataFrame({"regularizer": name, "strength": accuracy.index.map(number)}, index=accuracy.index)
+        n = pd.DataFrame({"low": counts.min(), "high": counts.max()}).reindex(accuracy.index).fillna(0).astype(int)
+        first["n"] = [f"{low}–{high}" if low < high else str(high) for low, high in n.to_numpy()]
+        first["test_acc"] = accuracy.map("{:.3f}".format)
         rows.append(first.join(means.map(form.format, na_action="ignore")))
     return markdown(pd.concat(rows).fillna("–"))
 
@@ -285,13 +330,17 @@ def effects_table(found, per_layer=True, value="score"):
     table["untrained"] = rows["untrained"].map("{:.3f}".format)
     for name, at in (("weakest", "at_weakest"), ("strongest", "at")):
         table[name] = [f"{q:.3f} at {number(x)}" for q, x in zip(rows[name], rows[at], strict=True)]
-    for name, form in (("change", "+.3f"), ("trend", "+.3f"), ("gain", "+.3f"), ("rho", "+.2f")):
-        table[name] = [with_interval(row, name, form) for _, row in rows.iterrows()]
+    for name in ("change", "trend", "gain"):
+        table[name] = [with_interval(row, name, "+.3f") for _, row in rows.iterrows()]
+    table["rho"] = rows["rho"].map("{:+.2f}".format, na_action="ignore").fillna("–")
     return markdown(table)
 
 
 def equal_accuracy_table(found):
-    """What each regularizer does to Q at the lowest accuracy that all of them reach, as a Markdown table."""
+    """What each regularizer does to Q at the lowest accuracy that all of them reach, as a Markdown table; a sentence
+    where that accuracy is no clear loss."""
+    if not findings.costs_accuracy(found):
+        return "Not compared: the lowest accuracy that all of them reach is no clear loss."
     rows = findings.at_equal_accuracy(found)
     table = rows[["assoc"]].astype(str).drop_duplicates().set_index("assoc")
     for regularizer, each in rows.groupby("regularizer", sort=False):
@@ -304,10 +353,9 @@ def equal_accuracy_table(found):
 def silent_table(found):
     """Q of the downstream methods with → without the units that never fire, at each strength, in Markdown."""
     rows = []
-    for (regularizer, strength), each in findings.without_silent(found).groupby(
-        ["regularizer", "strength"], sort=False
-    ):
-        row = {"regularizer": regularizer, "strength": number(strength), "n": each["n"].max()}
+    by = ["regularizer", "strength", "layer"]
+    for (regularizer, strength, layer), each in findings.without_silent(found).groupby(by, sort=False):
+        row = {"regularizer": regularizer, "strength": number(strength), "layer": layer, "n": each["n"].max()}
         row |= {"dead": value(each["dead"].mean(), ".1f")}
         rows.append(row | {r.assoc: f"{r.score:.3f} → {r.score_without_silent:.3f}" for r in each.itertuples()})
     return markdown(pd.DataFrame(rows).fillna("–"))
@@ -325,7 +373,8 @@ def agreement_table(found):
         table[name] = rows[name].map("{:.2f}".format)
     table["significant"] = rows["significant"].map("{:.0%}".format)
     table["range"] = [
-        f"{row.lowest:.2f} ({row.lowest_at}) … {row.highest:.2f} ({row.highest_at})" for row in rows.itertuples()
+        f"{row.lowest:.2f} ({row.lowest_at}) … {row.highest:.2f} ({row.highest_at})" if row.points > 1 else "–"
+        for row in rows.itertuples()
     ]
     return markdown(table)
 

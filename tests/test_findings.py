@@ -234,19 +234,7 @@ def test_every_cell_of_the_effects_is_what_plain_loops_give(distinct, per_layer,
         assert row["trend"] == f"{middle:+.3f} [{middle - reach:+.3f}, {middle + reach:+.3f}]"
         pairs = [(strength, q[network]) for strength, runs in curve.items() for network in runs]
         rho = scipy.stats.spearmanr(*zip(*pairs, strict=True)).statistic
-        assert row["rho"].startswith(f"{rho:+.2f} [")
-
-
-def test_the_interval_of_the_rank_correlation_resamples_networks_within_strengths(distinct):
-    row = findings.regularizer_effects(distinct, False).set_index(["regularizer", "assoc"]).loc["drop", "forward_jac"]
-    q, random = network_means(distinct.modules, "score", assoc="forward_jac"), np.random.default_rng(5)
-    curve = points(distinct, "drop")
-    strengths = [strength for strength, runs in curve.items() for _ in runs]
-    draws = []
-    for _ in range(2000):
-        sample = [q[runs[i]] for runs in curve.values() for i in random.integers(len(runs), size=len(runs))]
-        draws.append(scipy.stats.spearmanr(strengths, sample).statistic)
-    assert [row["rho_low"], row["rho_high"]] == pytest.approx(list(np.quantile(draws, [0.025, 0.975])), abs=0.03)
+        assert row["rho"] == f"{rho:+.2f}"
 
 
 def test_made_up_effects_are_found(exact):
@@ -432,9 +420,12 @@ def test_every_cell_of_the_agreement_is_what_plain_loops_give(distinct, raw):
         assert row["significant"] == f"{statistics.fmean(known):.0%}"
         at = {}
         for n, values in chosen.items():
-            at.setdefault(n[:4], []).append(values["element_sim"])
+            at.setdefault(n[:4], []).append(values["adjusted"])
         means = {point: statistics.fmean(values) for point, values in at.items()}
         lowest, highest = min(means.values()), max(means.values())
+        if condition == "untrained":
+            assert row["range"] == "–"
+            continue
         assert row["range"].startswith(f"{lowest:.2f} (") and f"… {highest:.2f} (" in row["range"]
         if condition == "drop":
             (strength,) = [point[3] for point, mean in means.items() if mean == highest]
@@ -523,8 +514,13 @@ def test_where_agreement_across_is_as_high_as_within_it_is_said(distinct):
     strong = rows[np.isclose(align.loc[rows, "l2"], 1e-3)]
     align.loc[strong, "element_sim"] = 0.9
     told = [line for line in summary.verdicts(found) if line.startswith("But at")]
+    point = agreement.agreement_by_point(found).query("part == 'l2' and strength > 5e-4 and strength < 5e-3")
+    up, down, beyond = (
+        point.set_index("group").loc[name, "adjusted"] for name in ("within upstream", "within downstream", "across")
+    )
     assert told == [
-        "But at L2 weight 0.001 agreement across is 0.90 [0.90, 0.90] (n = 3), as much as within a family on average."
+        f"But at L2 weight 0.001 agreement across is 0.90 [0.90, 0.90] (n = 3), {beyond:.2f} beyond chance, as much as "
+        f"within a family on average; there it is {up:.2f} within upstream and {down:.2f} within downstream."
     ]
 
 
@@ -578,6 +574,21 @@ def test_overall_and_matched_correlations_are_those_of_plain_loops(distinct):
         assert table.loc[method, "matched"] == pytest.approx(scipy.stats.spearmanr(centred).statistic, abs=1e-6)
 
 
+def test_the_interval_of_a_matched_correlation_resamples_networks_within_grid_points(distinct):
+    row = findings.accuracy_correlations(distinct).set_index("assoc").loc["forward_jac"]
+    accuracies = {key(row): row["test_acc"] for row in distinct.models.to_dict("records")}
+    q, random = network_means(distinct.modules, "score", assoc="forward_jac"), np.random.default_rng(5)
+    at = {}
+    for n in {n for name in ("drop", "l1", "l2") for runs in points(distinct, name).values() for n in runs}:
+        at.setdefault(n[:4], []).append((q[n], accuracies[n]))
+    draws = []
+    for _ in range(2000):
+        samples = (np.array(runs)[random.integers(len(runs), size=len(runs))] for runs in at.values())
+        centred = np.concatenate([sample - sample.mean(0) for sample in samples])
+        draws.append(scipy.stats.spearmanr(centred.round(12)).statistic)
+    assert [row["low"], row["high"]] == pytest.approx(list(np.quantile(draws, [0.025, 0.975])), abs=0.03)
+
+
 # ---- in words -------------------------------------------------------------------------------------------------------
 
 
@@ -586,7 +597,10 @@ def test_the_five_lines_hold_the_numbers_of_plain_loops(distinct):
     accuracies = {key(row): row["test_acc"] for row in distinct.models.to_dict("records")}
     curve = points(distinct, "drop")
     first, last = ([accuracies[n] for n in curve[strength]] for strength in (0.0, 0.6))
-    assert lines[0] == "mnist-wide: 45 trained and 4 untrained networks on mnist"
+    assert lines[0] == (
+        "mnist-wide: 45 trained and 4 untrained networks on mnist; left out, most runs being below 0.8 test accuracy: "
+        "L1 weight 0.01, L2 weight 0.1 (n = 6)"
+    )
     assert lines[1] == (
         f"test accuracy: {mean_text(first, '.3f')} (n = 3) without dropout, "
         f"{mean_text(last, '.3f')} (n = 3) with dropout 0.6"
@@ -661,11 +675,20 @@ def test_verdicts_count_the_methods_whose_interval_is_clear_of_zero(distinct):
     up, down = (sum(t.pvalue < 0.05 and sign * t.statistic > 0 for t in tests.values()) for sign in (1, -1))
     clear = [sum(t.pvalue < 0.05 / 8 and sign * t.statistic > 0 for t in tests.values()) for sign in (1, -1)]
     assert 0 < clear[0] < up and 0 < clear[1] < down
+    trends, far = [0, 0], {}
+    for m in METHODS:
+        places, values = zip(*[(i, q[m][n]) for i, runs in enumerate(curve.values()) for n in runs], strict=True)
+        line = scipy.stats.linregress(places, values)
+        trends[int(line.slope < 0)] += int(line.pvalue < 0.05)
+        means = {s: statistics.fmean(q[m][n] for n in runs) for s, runs in curve.items()}
+        far |= {(m, s): mean - means[0.0] for s, mean in means.items()}
+    method, at = max(far, key=lambda key: abs(far[key]))
     (line,) = [line for line in summary.verdicts(found) if line.startswith("drop, ") and "Q rises" in line]
     assert line == (
         f"drop, 21 networks from 0 to 0.6: Q rises for {up} of 8 methods and falls for {down} "
-        f"({clear[0]} and {clear[1]} after Bonferroni's correction); median change "
-        f"{effects['change'].median():+.3f}, largest {effects['change'].min():+.3f} (backward_jac)."
+        f"({clear[0]} and {clear[1]} after Bonferroni's correction; {' and '.join(map(str, trends))} by the trend); "
+        f"median change {effects['change'].median():+.3f}, largest change along the grid {far[method, at]:+.3f} "
+        f"({method}, at {at:g})."
     )
 
 
@@ -689,25 +712,44 @@ def test_every_cell_of_the_curves_is_a_mean_at_one_strength(distinct):
 
 def test_a_value_that_no_network_has_leaves_strengths_and_accuracies(distinct):
     rows = cells(summary.curves_table(distinct._replace(modules=distinct.modules.assign(z=np.nan)), "z", "{:.1f}"))
-    names = ("regularizer", "strength", "n", "test_acc")
+    names = ("regularizer", "strength", "test_acc")
     assert [[row[name] for name in names] for row in rows] == [
         [row[name] for name in names] for row in cells(summary.curves_table(distinct))
     ]
-    assert set(rows[0]) == set(names)
+    assert set(rows[0]) == {*names, "n"} and {row["n"] for row in rows} == {"0"}
+
+
+def test_the_n_of_a_curve_is_that_of_its_means(distinct):
+    """Networks without a method's value, and those without any, do not count."""
+    modules = distinct.modules.copy()
+    last = np.isclose(modules["drop"], 0.6)
+    modules.loc[last & (modules["run"] == 0), "score"] = np.nan
+    modules.loc[last & (modules["run"] == 1) & (modules["assoc"] == "forward_cov"), "score"] = np.nan
+    last = np.isclose(modules["drop"], 0.5)
+    modules.loc[last & (modules["assoc"] == "forward_cov"), "score"] = np.nan
+    rows = cells(summary.curves_table(distinct._replace(modules=modules)))
+    at = {row["strength"]: row for row in rows if row["regularizer"] == "drop"}
+    assert at["0.6"]["n"] == "1–2" and at["0.5"]["n"] == "0–3" and at["0.3"]["n"] == "3"
+    assert at["0.5"]["forward_cov"] == "–"
 
 
 def test_q_without_silent_units_stands_beside_q(distinct):
-    """And how many units of a layer do not vary, which says how many never fire."""
+    """Layer by layer, and how many units do not vary, which says how many never fire."""
     rows = cells(summary.silent_table(distinct))
     curves = {("untrained", "0"): untrained_of(distinct)}
     for name in ("drop", "l1", "l2"):
         curves |= {(name, text.number(strength)): runs for strength, runs in points(distinct, name).items()}
-    assert [(row["regularizer"], row["strength"]) for row in rows] == list(curves)
-    dead = network_means(distinct.modules, "dead", assoc="forward_cov")
-    for row, runs in zip(rows, curves.values(), strict=True):
+    places = [(*place, layer) for place in curves for layer in ("0", "1")]
+    assert [(row["regularizer"], row["strength"], row["layer"]) for row in rows] == places
+    for row, (*place, layer) in zip(rows, places, strict=True):
+        runs = curves[tuple(place)]
+        dead = network_means(distinct.modules, "dead", assoc="forward_cov", layer=layer)
         assert row["n"] == str(len(runs)) and row["dead"] == f"{statistics.fmean(dead[n] for n in runs):.1f}"
         for method in DOWNSTREAM:
-            both = (network_means(distinct.modules, name, assoc=method) for name in ("score", "score_without_silent"))
+            both = (
+                network_means(distinct.modules, name, assoc=method, layer=layer)
+                for name in ("score", "score_without_silent")
+            )
             assert row[method] == " → ".join(f"{statistics.fmean(q[n] for n in runs):.3f}" for q in both)
         assert not set(UPSTREAM) & set(row)
     without = distinct._replace(modules=distinct.modules.drop(columns="score_without_silent"))
@@ -722,29 +764,32 @@ def test_what_silent_units_change_is_said(distinct):
     assert list(summary.silent_verdict(distinct._replace(modules=modules))) == [
         "Without the units that never fire, if there are any, the downstream methods' Q is the same."
     ]
-    changed = modules["drop"].eq(0.3) & modules["part"].eq("drop")
+    changed = modules["drop"].eq(0.3) & modules["part"].eq("drop") & modules["layer"].eq(1)
     modules.loc[changed & modules["assoc"].eq("backward_hess"), "score_without_silent"] -= 3.0
     modules.loc[changed & modules["assoc"].eq("forward_cov"), "dead"] = 7.0
-    strongest = modules["drop"].eq(0.6) & modules["part"].eq("drop") & modules["assoc"].eq("backward_jac")
-    modules.loc[strongest, "score_without_silent"] += 2.0
+    strongest = modules["drop"].eq(0.6) & modules["part"].eq("drop") & modules["assoc"].eq("backward_jac_norm")
+    modules.loc[strongest & modules["layer"].eq(0), "score_without_silent"] += 4.0
+    modules.loc[modules["drop"].eq(0.6) & modules["assoc"].eq("forward_cov") & modules["layer"].eq(0), "dead"] = 2.5
     found = distinct._replace(modules=modules)
     counts = {}
     for value in ("score", "score_without_silent"):
         effects = findings.regularizer_effects(found, per_layer=False, value=value)
         effects = effects[effects["assoc"].isin(DOWNSTREAM)]
         counts[value] = {
-            name: f"{(rows['change_low'] > 0).sum()} and {(rows['change_high'] < 0).sum()}"
+            name: ((rows["change_low"] > 0).sum(), (rows["change_high"] < 0).sum())
             for name, rows in effects.groupby("regularizer")
         }
-    assert counts["score"]["drop"] != counts["score_without_silent"]["drop"]
-    texts = [
-        f"{name} {counts['score_without_silent'][name]} ({counts['score'][name]})" for name in ("drop", "l1", "l2")
-    ]
+    differing = [name for name in ("drop", "l1", "l2") if counts["score"][name] != counts["score_without_silent"][name]]
+    assert differing == ["drop"]
+    (up, down), (all_up, all_down) = counts["score_without_silent"]["drop"], counts["score"]["drop"]
     assert list(summary.silent_verdict(found)) == [
-        "Without the units that never fire, the downstream methods' Q moves by -3.000 to +2.000 at single grid points "
-        "(backward_hess, dropout 0.3: 7.0 of a layer's units are dead); of 4 methods, it rises and falls for so many "
-        f"without them (with all units): {', '.join(texts)}."
+        "Without the units that never fire, downstream Q moves by -3.000 (backward_hess, layer 1, dropout 0.3: 7.0 "
+        "dead units) to +4.000 (backward_jac_norm, layer 0, dropout 0.6: 2.5 dead units), that of raw methods by at "
+        f"most 3.000; of 4 methods, drop makes it rise for {up} and fall for {down}, not {all_up} and {all_down}."
     ]
+    modules.loc[strongest, "score_without_silent"] = modules.loc[strongest, "score"]
+    (line,) = summary.silent_verdict(distinct._replace(modules=modules))
+    assert line.endswith("; each regularizer does the same.")
 
 
 def test_single_runs_have_effects_without_intervals():
@@ -752,8 +797,7 @@ def test_single_runs_have_effects_without_intervals():
     rows = findings.regularizer_effects(single, per_layer=False).set_index(["regularizer", "assoc"])
     row = rows.loc["drop", "forward_jac"]
     assert row["change"] == pytest.approx(0.13) and row["rho"] == pytest.approx(1)
-    bounds = [f"{name}_{end}" for name in ("change", "rho") for end in ("low", "high")]
-    assert row[bounds].isna().all()
+    assert row[["change_low", "change_high"]].isna().all()
     assert text.with_interval(row, "change", "+.2f") == "+0.13"
     assert summary.accuracy(single, 0.0) == "0.980 (n = 1)"
 
@@ -780,10 +824,10 @@ def test_single_runs_are_judged_by_the_trend_over_strengths_in_their_order():
     words, up, down = summary.effect_verdict(drop), sum(drop["trend_low"] > 0), sum(drop["trend_high"] < 0)
     told = f"drop, 14 networks from 0 to 0.65: Q rises for {up} of 8 methods and falls for {down} ("
     assert up >= 4 and words.startswith(told)
-    assert "correction; by the trend, an end of the grid having a single run); median change" in words
+    assert "correction; by the trend, an end of the grid having a single run); median trend" in words
     columns = [f"{name}_{end}" for name in ("change", "trend") for end in ("low", "high", "p")]
     assert summary.effect_verdict(drop.assign(**dict.fromkeys(columns, np.nan))).startswith(
-        "drop, 14 networks from 0 to 0.65: too few for intervals; median change +"
+        "drop, 14 networks from 0 to 0.65: too few for intervals; median trend +"
     )
 
 

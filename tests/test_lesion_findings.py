@@ -188,7 +188,9 @@ def test_sentences_hold_the_numbers_of_plain_loops(distinct):
                 known = [pairs[n][0] - pairs[n][1] for n in networks if n in pairs]
                 means[f"{grids.REGULARIZERS[name].label} {strength:.2g}".replace("e-0", "e-")] = statistics.fmean(known)
             low, high = min(means, key=means.get), max(means, key=means.get)
-            texts.append(f"from {means[low]:+.2f} at {low} to {means[high]:+.2f} at {high}")
+            texts.append(
+                f"at single grid points the difference is {means[low]:+.2f} at {low} to {means[high]:+.2f} at {high}"
+            )
             assert lines[i + layer] == f"z of specialization, {title}, layer {layer}: {'; '.join(texts)}."
         ends = {"dropout": (0.0, 0.6, "drop"), "L1 weight": (0.0, 1e-3, "l1"), "L2 weight": (1e-5, 1e-2, "l2")}
         for line, (label, (low, high, name)) in zip(lines[i + 2 : i + 5], ends.items(), strict=True):
@@ -206,8 +208,8 @@ def test_sentences_hold_the_numbers_of_plain_loops(distinct):
                 texts.append(f"{up} up and {down} down of 8 methods in layer {layer}, median change {median:+.2f}")
             first, last = (f"{s:.2g}".replace("e-0", "e-") for s in (low, high))
             assert line == (
-                f"z of specialization, {title}, {label} {first} to {last} (95% interval of the change clear of zero): "
-                f"{'; '.join(texts)}."
+                f"z of specialization, {title}, {label} {first} to {last} (95% interval of the change clear of zero; "
+                f"by chance 0.2 up and as many down): {'; '.join(texts)}."
             )
         for line, table in (
             (lines[i + 5], lesion_findings.modularity_correlations(distinct, kind)),
@@ -217,7 +219,7 @@ def test_sentences_hold_the_numbers_of_plain_loops(distinct):
             assert line.endswith(
                 f"rank correlation at matched regularization {min(table['matched']):+.2f} to "
                 f"{max(table['matched']):+.2f}, positive in {up} and negative in {down} of {len(table)} cases "
-                "(95% interval clear of zero)."
+                f"(95% interval clear of zero; by chance {len(table) / 40:.1f} of each)."
             )
         assert " and Q: " in lines[i + 5] and " and agreement across families: " in lines[i + 6]
         i += 7
@@ -236,7 +238,8 @@ def test_cells_of_the_tables_are_means_and_differences(distinct):
         assert row["trained − untrained"] == difference_text(values["trained"], values["untrained"], "+.2f")
         a, b = ([z[n] for n in points(distinct, "drop")[at] if n in z] for at in (0.6, 0.0))
         if len(a) > 1 and len(b) > 1:
-            assert row["dropout 0 to 0.6"] == difference_text(a, b, "+.2f")
+            known = sum(n in z for runs in points(distinct, "drop").values() for n in runs)
+            assert row["dropout 0 to 0.6"] == f"{difference_text(a, b, '+.2f')}, n = {known}"
     families = cells(lesion_text.family_table(distinct))
     (row,) = [r for r in families if (r["networks"], r["layer"], r["z, by"]) == ("L1 weight 0", "1", "lesions to zero")]
     pairs = differences(distinct, "zero", 1)

@@ -158,7 +158,7 @@ def headlines(found):
         beside = ""
         if regularizer != "drop" and {regularizer, "drop"} <= set(at):
             compared = beside_dropout(at[regularizer], at["drop"])
-            beside = f" At {equal['accuracy'].iloc[0]:.1%} test accuracy {compared}."
+            beside = f" At {equal['accuracy'].iloc[0]:.1%} test accuracy it raises Q {compared}."
         yield effect_verdict(rows) + beside
     table = agreement(found).set_index(["condition", "group"])
     for condition in ("untrained", "trained"):

@@ -131,7 +131,7 @@ def test_a_penalty_is_judged_by_dropouts_effect_at_the_same_accuracy(distinct):
         changes = [own["change"] for own, _ in pairs.values()]
         assert f"{min(changes):+.3f} to {max(changes):+.3f}, dropout" in numbers
         (line,) = [line for line in summary.headlines(found) if line.startswith(f"{name}, ")]
-        assert line.endswith(f" At {equal['accuracy'].iloc[0]:.1%} test accuracy {compared}.")
+        assert line.endswith(f" At {equal['accuracy'].iloc[0]:.1%} test accuracy it raises Q {compared}.")
 
 
 def test_where_no_accuracy_is_lost_nothing_is_compared(distinct):

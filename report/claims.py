@@ -7,9 +7,8 @@ import pandas as pd
 
 from associations import PAPER_METHODS
 from modularity import SEARCHES
-from report import findings, summary
+from report import findings, sensitivity, summary
 from report.agreement import GROUPS, RAW_METHODS, agreement, less_across
-from report.sensitivity import NULLS
 from report.text import markdown, with_interval
 
 
@@ -130,20 +129,21 @@ def search_effect(rows):
     return f"The other searches move {'; '.join(lines)}." if lines else ""
 
 
-def null_effect(rows):
-    """What z against each null says otherwise than Q: the claims whose change is clear, and not so, or not as Q's."""
-    signs = rows.set_index("claim").map(_sign)
-    default = next(search.title for search in SEARCHES.values() if search.title in rows)
+def null_effect(found):
+    """What z against each null says otherwise than Q: the effects whose interval is clear of zero, and not so for Q."""
+    signs = {
+        value: {name: _sign(x) for name, x in sensitivity.effects(found, value).items()}
+        for value in ("score", *sensitivity.NULLS)
+    }
     lines = []
-    for title in NULLS.values():
+    for null, title in sensitivity.NULLS.items():
         for sign, word in ((1, "rises"), (-1, "falls")):
-            names = signs.index[(signs[title] == sign) & (signs[default] != sign)]
-            if len(names):
+            names = [name for name, own in signs[null].items() if own == sign != signs["score"].get(name)]
+            if names:
                 lines.append(f"{title} {word} where Q does not for {'; '.join(names)}")
     return f"By the 95% intervals, {'. '.join(lines)}." if lines else ""
 
 
-def _sign(text):
-    """Of a number whose interval is clear of zero; else 0."""
-    ends = [float(end) for end in re.findall(r"[+-][\d.]+", text.partition("[")[2])]
-    return 0 if len(ends) != 2 or ends[0] <= 0 <= ends[1] else int(np.sign(ends[0]))
+def _sign(claim):
+    """1 or −1 for a value whose interval is clear of zero; else 0."""
+    return int(claim.low > 0) - int(claim.high < 0)

@@ -68,7 +68,7 @@ def section(name: str, folder: Path) -> str:
     if list((folder / "searches").glob(f"{name}-*-modules.parquet")):
         table = sensitivity.table(name, found, folder / "searches")
         parts += ["### The claims after other searches for Q, against other nulls, and from single repetitions"]
-        parts += [markdown(table), search_effect(table), null_effect(table)]
+        parts += [markdown(table), search_effect(table), null_effect(found)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -257,7 +257,7 @@ def silent_verdict(found):
     effects = f"of {rows['assoc'].nunique()} methods, {', '.join(texts)}" if texts else "each regularizer does the same"
     yield (
         f"Without the units that never fire, downstream Q moves by {' to '.join(ends)}, that of raw methods by at most "
-        f"{raw:.3f}; {effects}."
+        f"{value(raw)}; {effects}."
     )
 
 

@@ -64,16 +64,15 @@ def range_verdict(points):
 def effect_verdict(rows):
     """What a regularizer does to specialization, layer by layer, from its rows of `specialization_effects`."""
     texts, by = [], findings.judged_by(rows)
+    few = rows[f"{by}_p"].isna().all()
     for layer, each in rows.groupby("layer"):
         up, down = (each[f"{by}_low"] > 0).sum(), (each[f"{by}_high"] < 0).sum()
-        change = each["change"].median()
-        texts.append(f"{up} up and {down} down of {len(each)} methods in layer {layer}, median change {change:+.2f}")
+        clear = "" if few else f"{up} up and {down} down of {len(each)} methods "
+        texts.append(f"{clear}in layer {layer}, median change {each['change'].median():+.2f}")
     first = rows.iloc[0]
     ends = f"{setting(first['regularizer'], rows['at_weakest'].min())} to {number(rows['at'].max())}"
-    return (
-        f"{ends} (95% interval of the {by} clear of zero; by chance {len(each) / 40:.1f} up and as many down): "
-        f"{'; '.join(texts)}"
-    )
+    judged = f"95% interval of the {by} clear of zero; by chance {len(each) / 40:.1f} up and as many down"
+    return f"{ends} ({'too few for intervals' if few else judged}): {'; '.join(texts)}"
 
 
 def correlation_verdict(rows):

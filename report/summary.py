@@ -180,11 +180,13 @@ def effect_verdict(rows):
         f"{largest['regularizer']}, {rows['n'].max()} networks from {number(rows['at_weakest'].min())} to "
         f"{number(rows['at'].max())}: "
     )
+    few = rows[f"{by}_p"].isna().all()
+    shown = "change" if few else by
     end = (
-        f"median {by} {rows[by].median():+.3f}, largest change along the grid {far[largest.name]:+.3f} "
+        f"median {shown} {rows[shown].median():+.3f}, largest change along the grid {far[largest.name]:+.3f} "
         f"({largest['assoc']}, at {number(largest['farthest_at'])})."
     )
-    if rows[f"{by}_p"].isna().all():
+    if few:
         return f"{start}too few for intervals; {end}"
     trends = " and ".join(str(which.sum()) for which in risen_and_fallen(rows, "trend"))
     trend = f"{trends} by the trend" if by == "change" else "by the trend, an end of the grid having a single run"

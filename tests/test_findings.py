@@ -827,7 +827,7 @@ def test_single_runs_are_judged_by_the_trend_over_strengths_in_their_order():
     assert "correction; by the trend, an end of the grid having a single run); median trend" in words
     columns = [f"{name}_{end}" for name in ("change", "trend") for end in ("low", "high", "p")]
     assert summary.effect_verdict(drop.assign(**dict.fromkeys(columns, np.nan))).startswith(
-        "drop, 14 networks from 0 to 0.65: too few for intervals; median trend +"
+        "drop, 14 networks from 0 to 0.65: too few for intervals; median change +"
     )
 
 

@@ -254,6 +254,14 @@ def test_cells_of_the_tables_are_means_and_differences(distinct):
             assert row["matched"] == f"{own['matched']:+.2f} [{own['low']:+.2f}, {own['high']:+.2f}]"
 
 
+def test_without_intervals_nothing_is_counted(distinct):
+    rows = lesion_findings.specialization_effects(distinct).query("regularizer == 'drop' and layer == 0")
+    few = rows.assign(**{f"{name}_{end}": np.nan for name in ("change", "trend") for end in ("low", "high", "p")})
+    assert lesion_text.effect_verdict(few) == (
+        f"dropout 0 to 0.6 (too few for intervals): in layer 0, median change {rows['change'].median():+.2f}"
+    )
+
+
 def test_where_nothing_was_lesioned_nothing_is_said(distinct):
     without = distinct._replace(lesions=distinct.lesions.iloc[:0])
     assert not list(lesion_text.verdicts(without)) and not list(lesion_text.tables(without))

@@ -579,10 +579,10 @@ def test_the_interval_of_a_matched_correlation_resamples_networks_within_grid_po
     accuracies = {key(row): row["test_acc"] for row in distinct.models.to_dict("records")}
     q, random = network_means(distinct.modules, "score", assoc="forward_jac"), np.random.default_rng(5)
     at = {}
-    for n in {n for name in ("drop", "l1", "l2") for runs in points(distinct, name).values() for n in runs}:
+    for n in sorted({n for name in ("drop", "l1", "l2") for runs in points(distinct, name).values() for n in runs}):
         at.setdefault(n[:4], []).append((q[n], accuracies[n]))
     draws = []
-    for _ in range(2000):
+    for _ in range(4000):
         samples = (np.array(runs)[random.integers(len(runs), size=len(runs))] for runs in at.values())
         centred = np.concatenate([sample - sample.mean(0) for sample in samples])
         draws.append(scipy.stats.spearmanr(centred.round(12)).statistic)

@@ -11,7 +11,7 @@ import pandas as pd
 from associations import METHODS, PAPER_METHODS, UPSTREAM
 from report.experiments import GRID_POINT, Results
 from report.findings import per_network, present_regularizers, trained, untrained, usable
-from report.intervals import mean_and_interval
+from report.intervals import mean_columns
 from report.text import setting
 
 GROUPS = ("within upstream", "within downstream", "across")
@@ -71,11 +71,10 @@ def agreement(results: Results, methods=PAPER_METHODS) -> pd.DataFrame:
     for condition, chosen in conditions.items():
         for group, values in chosen.groupby("group", observed=True):
             points = values.groupby(list(GRID_POINT), observed=True)["adjusted"].mean()
-            row = {"condition": condition, "group": group, "n": len(values), "points": len(points)}
+            row = {"condition": condition, "group": group, "points": len(points)}
             for measure in WITH_INTERVALS:
-                mean, low, high, _ = mean_and_interval(values[measure])
-                row |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
-            row |= {name: values[name].mean() for name in ("expected", "null", "significant")}
+                row |= mean_columns(measure, values[measure])
+            row |= {name: values[name].mean() for name in ("expected", "null", "significant")} | {"n": len(values)}
             known = points.dropna()
             for name, at in (("lowest", known.idxmin()), ("highest", known.idxmax())) if len(known) else ():
                 row |= {name: known[at], f"{name}_at": point_name(at)}
@@ -96,11 +95,10 @@ def agreement_by_point(results: Results, methods=PAPER_METHODS) -> pd.DataFrame:
     networks = trained(network_agreement(results, methods)).dropna(subset="element_sim")
     rows = []
     for (*point, group), values in networks.groupby([*GRID_POINT, "group"], observed=True):
-        row = {"part": point[0], "strength": point[GRID_POINT.index(point[0])], "group": group, "n": len(values)}
+        row = {"part": point[0], "strength": point[GRID_POINT.index(point[0])], "group": group}
         for measure in ("element_sim", "adjusted"):
-            mean, low, high, _ = mean_and_interval(values[measure])
-            row |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
-        rows.append(row)
+            row |= mean_columns(measure, values[measure])
+        rows.append(row | {"n": len(values)})
     bounds = [f"{name}{end}" for name in ("element_sim", "adjusted") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["part", "strength", "group", "n", *bounds])
 
@@ -119,11 +117,9 @@ def less_across(results: Results, methods=PAPER_METHODS) -> pd.DataFrame:
     """
     networks = trained(network_agreement(results, methods)).astype({"group": str})
     groups = networks.pivot_table("adjusted", [*GRID_POINT, "run"], "group", observed=True).reindex(columns=GROUPS)
-    rows = []
-    for group in GROUPS[:2]:
-        mean, low, high, n = mean_and_interval(groups[group] - groups["across"])
-        rows.append({"group": group, "difference": mean, "difference_low": low, "difference_high": high, "n": int(n)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {"group": group} | mean_columns("difference", groups[group] - groups["across"]) for group in GROUPS[:2]
+    )
 
 
 def alignment_matrix(align: pd.DataFrame, measure="element_sim") -> pd.DataFrame:

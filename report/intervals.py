@@ -79,6 +79,12 @@ def mean_and_interval(values) -> pd.Series:
     return pd.Series({"mean": mean, "low": low, "high": high, "n": len(values)})
 
 
+def mean_columns(name: str, values) -> dict:
+    """`mean_and_interval` as columns of a table: name, name_low, name_high and n."""
+    mean, low, high, n = mean_and_interval(values)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high, "n": int(n)}
+
+
 def means_by(table: pd.DataFrame, by, value: str) -> pd.DataFrame:
     """`mean_and_interval` of a column for each combination of others: columns *by, mean, low, high, n."""
     groups = table.groupby(list(by), observed=True)[value]

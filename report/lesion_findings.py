@@ -13,7 +13,7 @@ from report import findings
 from report.agreement import CERTAIN, with_group
 from report.experiments import NETWORK, Results
 from report.findings import named, present_regularizers, trained, untrained, usable
-from report.intervals import combination, mean_and_interval
+from report.intervals import combination, mean_columns
 
 KINDS = {"mean": "lesions to the mean", "zero": "lesions to zero"}
 FAMILIES = {"upstream": UPSTREAM, "downstream": DOWNSTREAM}
@@ -52,16 +52,10 @@ def by_condition(results: Results, value: str) -> pd.DataFrame:
     rows = []
     for condition, chosen in conditions(lesions).items():
         for at, group in chosen.groupby(["assoc", "layer"], observed=True):
-            row = {"condition": condition, "assoc": at[0], "layer": at[1]} | _mean(value, group[value])
+            row = {"condition": condition, "assoc": at[0], "layer": at[1]} | mean_columns(value, group[value])
             other = [] if condition == "untrained" else null.get(at, [])
             rows.append(row | named("gain", combination([group[value], other], [1, -1])))
     return pd.DataFrame(rows)
-
-
-def _mean(name, values):
-    """A mean as columns name, name_low, name_high and n."""
-    mean, low, high, n = mean_and_interval(values)
-    return {name: mean, f"{name}_low": low, f"{name}_high": high, "n": int(n)}
 
 
 def network_differences(results: Results, kind="mean", methods=PAPER_METHODS) -> pd.DataFrame:
@@ -93,7 +87,7 @@ def family_differences(results: Results, kind="mean", methods=PAPER_METHODS) -> 
         for layer, group in chosen.groupby("layer"):
             row = {"condition": condition, "strength": strength, "layer": layer}
             row |= {title: group[title].mean() for title in FAMILIES}
-            rows.append(row | _mean("difference", group["difference"]))
+            rows.append(row | mean_columns("difference", group["difference"]))
     ends = ["difference", "difference_low", "difference_high", "n"]
     return pd.DataFrame(rows, columns=["condition", "strength", "layer", *FAMILIES, *ends])
 

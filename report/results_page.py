@@ -27,14 +27,14 @@ Written by `python -m report.results_page` from the tables in `results/`, which 
 --save` makes of evaluated checkpoints. Every number about an experiment is printed by that command.
 
 How to read it. Q is Newman's modularity of the best clustering found, a mean over layers within each network unless a
-layer is named; brackets hold 95% intervals over networks (Student's t for means, Welch's for differences, bootstrap for
-rank correlations). *Change* compares the two ends of a grid, *trend* is the change along the straight line through all
-of its networks, strengths equally spaced. z is Q's distance from matrices without modules, optimized with the same
-effort, in their standard deviations. Agreement is element-centric similarity (1: identical clusterings), beside what
-clusterings of the same sizes reach by chance, and *adjusted* for that: (observed − expected)/(1 − expected). Strengths
-at which over half of the runs stay below the experiment's pass mark are named in its first line and left out of all but
-the tables of Q and z at each strength.
-Upstream methods (`forward_…`) compare what drives two units, downstream methods (`backward_…`) what they drive.
+layer is named; brackets hold 95% intervals over networks (Student's t for means, Welch's for differences, bootstrap
+for matched rank correlations). *Change* compares the two ends of a grid, *trend* is the change along the straight line
+through all of its networks, strengths equally spaced. z is Q's distance from matrices without modules, optimized with
+the same effort, in their standard deviations. Agreement is element-centric similarity (1: identical clusterings),
+beside what clusterings of the same sizes reach by chance, and *adjusted* for that: (observed − expected)/(1 −
+expected). Strengths at which over half of the runs stay below the experiment's pass mark are named in its first line
+and left out of all but the tables of Q and z at each strength. Upstream methods (`forward_…`) compare what drives two
+units, downstream methods (`backward_…`) what they drive.
 """
 
 MADE = """## How the numbers were made

@@ -16,7 +16,7 @@ import pandas as pd
 from associations import DOWNSTREAM, PAPER_METHODS
 from report import experiments, findings, lesion_text
 from report.agreement import GROUPS, RAW_METHODS, agreeing_across, agreement, agreement_by_point
-from report.intervals import mean_and_interval
+from report.intervals import mean_columns
 from report.text import captioned, markdown, number, setting, value, with_interval
 from study import grids
 from study.cli import Parser, one_line_errors
@@ -288,11 +288,9 @@ def exceptions(found, table):
 def accuracy(found, dropout):
     """Mean test accuracy at one value of dropout, with its interval, cut to [0, 1], and n."""
     models = findings.along(found.models, "drop")
-    row = mean_and_interval(models.loc[np.isclose(models["strength"], dropout), "test_acc"])
-    row = row.rename({"mean": "test_acc", "low": "test_acc_low", "high": "test_acc_high"})
-    ends = ["test_acc_low", "test_acc_high"]
-    row[ends] = row[ends].clip(0, 1)
-    return f"{with_interval(row, 'test_acc')} (n = {row['n']:.0f})"
+    row = mean_columns("test_acc", models.loc[np.isclose(models["strength"], dropout), "test_acc"])
+    row |= {end: np.clip(row[end], 0, 1) for end in ("test_acc_low", "test_acc_high")}
+    return f"{with_interval(row, 'test_acc')} (n = {row['n']})"
 
 
 def has_silent(found):

@@ -9,7 +9,7 @@ from associations import PAPER_METHODS
 from modularity import SEARCHES
 from report import findings, sensitivity, summary
 from report.agreement import GROUPS, RAW_METHODS, agreement, less_across
-from report.text import markdown, with_interval
+from report.text import markdown, value, with_interval
 
 
 def claims_table(found) -> str:
@@ -73,7 +73,7 @@ def numbers(rows):
     raw = [row for _, row in rows.iterrows() if row["assoc"] in RAW_METHODS]
     by = findings.judged_by(rows)
     changes = "; ".join(f"{row['assoc']} {with_interval(row, by, '+.3f')}" for row in raw)
-    rho = f"{rows['rho'].min():.2f} to {rows['rho'].max():.2f} for all {len(rows)} methods"
+    rho = f"{value(rows['rho'].min(), '.2f')} to {value(rows['rho'].max(), '.2f')} for all {len(rows)} methods"
     return f"{by} of Q (n = {rows['n'].max()}): {changes}; rank correlation {rho}"
 
 

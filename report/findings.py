@@ -95,8 +95,8 @@ def regularizer_effects(results: Results, per_layer=True, value="score") -> pd.D
             usable networks, strengths equally spaced in their order: what remains to judge by where runs are single.
         gain, gain_low, gain_high, gain_p: strongest − untrained.
         farthest, farthest_at: the mean Q along the grid that differs most from the weakest strength's, and where.
-        rho: rank correlation of Q with strength over usable networks; no interval, since resampling so few runs of a
-            strength gives one that is too narrow.
+        rho: rank correlation of Q with strength over usable networks, NaN of fewer than three; no interval, since
+            resampling so few runs of a strength gives one that is too narrow.
     """
     modules = usable(results.modules, results.models)
     by = ["assoc", "layer"] if per_layer else ["assoc"]
@@ -131,7 +131,7 @@ def _effect(strength, q, null):
         "at": strength.max(),
         "farthest": means[farthest],
         "farthest_at": farthest,
-        "rho": float(spearman(strength, q)),
+        "rho": float(spearman(strength, q)) if len(q) > 2 else np.nan,
     }
     row |= named("change", combination([strongest, weakest], [1, -1]))
     row |= named("trend", trend(np.unique(strength, return_inverse=True)[1], q))

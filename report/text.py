@@ -28,8 +28,12 @@ def with_interval(row, name: str, form: str = ".3f") -> str:
 
 
 def signed(x: float) -> str:
-    """A correlation to two places, with a true minus sign."""
-    return f"{x:.2f}".replace("-", "−")
+    """A correlation to two places, with a true minus sign; a dash where there is none.
+
+    >>> signed(-0.5), signed(np.nan)
+    ('−0.50', '–')
+    """
+    return value(x, ".2f").replace("-", "−")
 
 
 def number(x: float) -> str:

@@ -798,6 +798,8 @@ def test_single_runs_have_effects_without_intervals():
     row = rows.loc["drop", "forward_jac"]
     assert row["change"] == pytest.approx(0.13) and row["rho"] == pytest.approx(1)
     assert row[["change_low", "change_high"]].isna().all()
+    two = findings._effect(np.array([0.0, 0.1]), np.array([0.2, 0.3]), np.array([]))
+    assert math.isnan(two["rho"]) and math.isnan(two["trend"]) and two["change"] == pytest.approx(0.1)
     assert text.with_interval(row, "change", "+.2f") == "+0.13"
     assert summary.accuracy(single, 0.0) == "0.980 (n = 1)"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython import display
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from PIL import Image
 
 from associations import DOWNSTREAM, METHOD_TABLE, UPSTREAM
@@ -78,12 +79,26 @@ def figure(draw):
                 drawn = draw(*args, **kwargs)
             except NothingToShow as reason:
                 drawn = _placeholder(str(reason))
-            drawn.draw_without_rendering()
-            drawn.set_layout_engine("none")  # the layout is final: saving and showing need not find it again
+            lay_out(drawn)
             plt.close(drawn)
         return drawn
 
     return styled
+
+
+def lay_out(drawn):
+    """Finds a figure's layout for good: saving and showing need not find it again.
+
+    Ticks are kept after a first pass. How many of them fit follows from the layout, and the layout from how wide their
+    labels are: left free, the two may go round for ever.
+    """
+    engine = drawn.get_layout_engine()
+    engine.execute(drawn)
+    for axis in (axis for ax in drawn.axes for axis in (ax.xaxis, ax.yaxis)):
+        if isinstance(axis.get_major_locator(), MaxNLocator):
+            axis.set_major_locator(FixedLocator(axis.get_majorticklocs()))
+    engine.execute(drawn)
+    drawn.set_layout_engine("none")
 
 
 def save(drawn, name, folder=Path("figures")):

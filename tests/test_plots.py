@@ -83,6 +83,20 @@ def test_no_figure_is_empty_or_has_labels_on_top_of_each_other(found):
                 assert min(box.x0, box.y0, width - box.x1, height - box.y1) > 0, f"{name} is cut"
 
 
+def test_no_label_is_cut_where_ticks_and_layout_decide_each_other():
+    @style.figure
+    def stacked(height):
+        fig, axes = plt.subplots(2, 1, figsize=(3, height), sharex=True, sharey=True)
+        for ax in axes:
+            ax.set(ylim=(-4.0086, 9.6486), title="title", ylabel="two\nlines")
+        style.note(fig, "a note")
+        return fig
+
+    for height in np.linspace(3.41, 3.44, 7):  # at 3.425 each layout of free ticks brings the other's ticks
+        with plt.rc_context(style.STYLE):
+            assert stacked(height).get_tightbbox().x0 > 0
+
+
 def test_figures_of_experiments_without_l1_or_matrices_can_be_drawn():
     found = made_up.results("demo")
     training_figures.accuracy_vs_regularization(found.models)

@@ -81,19 +81,14 @@ def modest(name, rows, equal, lost):
     """The claim that a penalty has a modest effect: at its grid's end, and at equal accuracy beside dropout's."""
     ours, dropout = (equal[equal["regularizer"] == part].set_index("assoc") for part in (name, "drop"))
     claim = f"{name.upper()} has a modest effect"
-    text = (
-        f"change of Q up to {rows['at'].max():.2g} (n = {rows['n'].max()}): {rows['change'].min():+.3f} to "
-        f"{rows['change'].max():+.3f}"
-    )
+    text = f"change of Q up to {rows['at'].max():.2g} (n = {rows['n'].max()}): {summary.changes(rows)}"
     if not len(ours):
         return claim, text, "not judged: its accuracy does not fall to where dropout's is compared"
     if not lost:
         return claim, text, "not judged: the accuracy that all regularizers reach is no clear loss"
-    text += (
-        f"; at {equal['accuracy'].iloc[0]:.1%} test accuracy {ours['change'].min():+.3f} to "
-        f"{ours['change'].max():+.3f}, dropout {dropout['change'].min():+.3f} to {dropout['change'].max():+.3f}"
-    )
-    return claim, text, f"at equal accuracy {summary.beside_dropout(ours, dropout)}"
+    text += f"; at {equal['accuracy'].iloc[0]:.1%} test accuracy {summary.changes(ours)}"
+    text += f", dropout {summary.changes(dropout)}"
+    return claim, text, f"at equal accuracy it {summary.beside_dropout(ours, dropout)}"
 
 
 def similarity(rows, raw, group):

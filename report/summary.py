@@ -158,7 +158,7 @@ def headlines(found):
         beside = ""
         if regularizer != "drop" and {regularizer, "drop"} <= set(at):
             compared = beside_dropout(at[regularizer], at["drop"])
-            beside = f" At {equal['accuracy'].iloc[0]:.1%} test accuracy it raises Q {compared}."
+            beside = f" At {equal['accuracy'].iloc[0]:.1%} test accuracy it {compared}."
         yield effect_verdict(rows) + beside
     table = agreement(found).set_index(["condition", "group"])
     for condition in ("untrained", "trained"):
@@ -197,12 +197,20 @@ def effect_verdict(rows):
 
 
 def beside_dropout(ours, dropout):
-    """For which methods a penalty changes Q less than dropout at equal accuracy: those whose intervals are apart."""
+    """For which methods a penalty raises Q less than dropout at equal accuracy: those whose intervals are apart. Where
+    there are no intervals, how much each changes it."""
     dropout = dropout.reindex(ours.index)
+    if ours["change_p"].isna().all() or dropout["change_p"].isna().all():
+        return f"changes Q by {changes(ours)}, dropout by {changes(dropout)}: too few networks for intervals"
     less, more = ours["change_high"] < dropout["change_low"], ours["change_low"] > dropout["change_high"]
-    verdict = f"less than dropout for {less.sum()} of {len(ours)} methods, more for {more.sum()}"
+    verdict = f"raises Q less than dropout for {less.sum()} of {len(ours)} methods, more for {more.sum()}"
     unclear = [method for method in PAPER_METHODS if method in ours.index[~(less | more)]]
     return verdict + (f"; intervals overlap for {', '.join(unclear)}" if unclear else "")
+
+
+def changes(rows):
+    """The range of the changes of some methods' Q."""
+    return f"{rows['change'].min():+.3f} to {rows['change'].max():+.3f}"
 
 
 def risen_and_fallen(rows, by=None):
@@ -345,8 +353,8 @@ def equal_accuracy_table(found):
     table = rows[["assoc"]].astype(str).drop_duplicates().set_index("assoc")
     for regularizer, each in rows.groupby("regularizer", sort=False):
         title = f"{setting(regularizer, each['strength'].iloc[0])} (accuracy {each['accuracy'].iloc[0]:.3f})"
-        changes = {str(row["assoc"]): with_interval(row, "change", "+.3f") for _, row in each.iterrows()}
-        table[title] = pd.Series(changes)
+        cells = {str(row["assoc"]): with_interval(row, "change", "+.3f") for _, row in each.iterrows()}
+        table[title] = pd.Series(cells)
     return markdown(table.fillna("").reset_index())
 
 

@@ -126,12 +126,33 @@ def test_a_penalty_is_judged_by_dropouts_effect_at_the_same_accuracy(distinct):
         more = [m for m, (own, dropout) in pairs.items() if own["change_low"] > dropout["change_high"]]
         assert less == list(METHODS[:3]) and more == [METHODS[3]]
         numbers, holds = rows[f"{name.upper()} has a modest effect"]
-        compared = f"less than dropout for 3 of 8 methods, more for 1; intervals overlap for {', '.join(METHODS[4:])}"
-        assert holds == f"at equal accuracy {compared}"
+        compared = (
+            f"raises Q less than dropout for 3 of 8 methods, more for 1; intervals overlap for {', '.join(METHODS[4:])}"
+        )
+        assert holds == f"at equal accuracy it {compared}"
         changes = [own["change"] for own, _ in pairs.values()]
         assert f"{min(changes):+.3f} to {max(changes):+.3f}, dropout" in numbers
         (line,) = [line for line in summary.headlines(found) if line.startswith(f"{name}, ")]
-        assert line.endswith(f" At {equal['accuracy'].iloc[0]:.1%} test accuracy it raises Q {compared}.")
+        assert line.endswith(f" At {equal['accuracy'].iloc[0]:.1%} test accuracy it {compared}.")
+
+
+def test_single_networks_are_compared_at_equal_accuracy_but_not_counted(distinct):
+    def first_runs(table):
+        return table[table["run"] % 1000 == distinct.models["run"].min()]
+
+    found = distinct._replace(models=first_runs(distinct.models), modules=first_runs(distinct.modules))
+    equal = findings.at_equal_accuracy(found)
+    assert findings.costs_accuracy(found) and equal["change_p"].isna().all()
+    changes = {name: f"{rows.min():+.3f} to {rows.max():+.3f}" for name, rows in equal.groupby("regularizer")["change"]}
+    rows = {claim: holds for claim, _, holds in claims.claims(found)}
+    for name in ("l1", "l2"):
+        compared = f"changes Q by {changes[name]}, dropout by {changes['drop']}: too few networks for intervals"
+        assert rows[f"{name.upper()} has a modest effect"] == f"at equal accuracy it {compared}"
+        (line,) = [line for line in summary.headlines(found) if line.startswith(f"{name}, ")]
+        assert line.endswith(f" At {equal['accuracy'].iloc[0]:.1%} test accuracy it {compared}.")
+    alike = found.models.assign(test_acc=0.9)
+    modules = found.modules.assign(test_acc=0.9)
+    assert not findings.costs_accuracy(found._replace(models=alike, modules=modules))
 
 
 def test_where_no_accuracy_is_lost_nothing_is_compared(distinct):

@@ -1,7 +1,7 @@
 """The study's figures of trainings: accuracy and norms of weights against regularization."""
 
 import numpy as np
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from analysis import ACCURACIES
 from report import findings
@@ -46,13 +46,23 @@ def norms_vs_regularization(models):
             untrained_band(ax, findings.untrained(models)[name])
             if name != "sparsity":
                 ax.set_yscale("log")
-                ax.yaxis.set_major_formatter("{x:g}")
-                ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.4)))
             ax.label_outer()
     for ax, name in zip(axes[:, 0], names, strict=True):
         ax.set_ylabel(VALUES[name])
+        if name != "sparsity":
+            label_log_axis(ax.yaxis)
     caption(fig, models)
     return fig
+
+
+def label_log_axis(axis):
+    """Labels a logarithmic axis at powers of ten; of up to two decades at 1, 2 and 5 times these as well, and a shorter
+    one at a few round numbers."""
+    decades = np.ptp(np.log10(axis.get_view_interval()))
+    powers = LogLocator(subs=[1] if decades > 2 else [1, 2, 5])
+    axis.set_major_locator(powers if decades > 0.8 else MaxNLocator(4))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 @figure

@@ -66,10 +66,13 @@ def test_no_figure_is_empty_or_has_labels_on_top_of_each_other(found):
         for ax in drawn.axes:
             for axis in (ax.xaxis, ax.yaxis):
                 boxes = [
-                    tick.get_window_extent() for tick in axis.get_ticklabels() if tick.get_visible() and tick.get_text()
+                    tick.get_window_extent()
+                    for minor in (False, True)
+                    for tick in axis.get_ticklabels(minor=minor)
+                    if tick.get_visible() and tick.get_text()
                 ]
                 inside = [box for box in boxes if box.width > 0]
-                for a, b in itertools.pairwise(inside):
+                for a, b in itertools.combinations(inside, 2):
                     assert not a.shrunk(0.9, 0.9).overlaps(b.shrunk(0.9, 0.9)), (
                         f"{name}: {axis.axis_name} ticks overlap"
                     )
@@ -344,6 +347,24 @@ def test_each_row_of_the_norms_shows_its_own_column(distinct):
             (curve,) = error_bars(ax).values()
             assert_curve(curve, at_strengths(distinct, regularizer, values))
             assert_band(bands(ax)[0], [values[n] for n in untrained_of(distinct)], style.BAND, 3)
+
+
+@pytest.mark.parametrize("decades", [0.2, 0.6, 0.9, 1.9, 2.1, 7])
+def test_a_logarithmic_axis_has_labels_that_can_be_told_apart(decades):
+    for lowest in (1, 3.3, 6.5, 9):
+        with plt.rc_context(style.STYLE):
+            fig, ax = plt.subplots(figsize=(2, 1.3))
+            ax.set(yscale="log", ylim=(lowest, lowest * 10**decades))
+            training_figures.label_log_axis(ax.yaxis)
+            style.lay_out(fig)
+            fig.draw_without_rendering()
+            low, high = ax.get_window_extent().intervaly
+            labels = [tick for minor in (False, True) for tick in ax.get_yticklabels(minor=minor) if tick.get_text()]
+            boxes = [tick.get_window_extent() for tick in labels]
+            plt.close(fig)
+        shown = [box for box in boxes if low - 1 <= (box.y0 + box.y1) / 2 <= high + 1]
+        assert len(shown) >= 2
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(shown, 2))
 
 
 def test_the_share_of_failures_and_where_it_is_too_much_are_shown(distinct):

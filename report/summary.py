@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from associations import DOWNSTREAM, PAPER_METHODS
+from associations import DOWNSTREAM, PAPER_METHODS, UPSTREAM
 from report import experiments, findings, lesion_text
 from report.agreement import GROUPS, RAW_METHODS, agreeing_across, agreement, agreement_by_point
 from report.intervals import mean_columns
@@ -26,6 +26,8 @@ SIGNIFICANT = 0.05
 Z_CAPTION = "Means over n networks; the matrices without modules are randomly rotated ones, of the same spectrum."
 EFFECTS_CAPTION = """Mean Q at the ends of each grid, n networks along it, those without regularization included; *gain*
 is the strongest less untrained networks, *rho* the rank correlation of Q with strength."""
+FAMILIES_CAPTION = """Medians over a family's methods of the change of Q along the grid, or of its trend where an end of
+the grid has a single run; and for how many methods its 95% interval is above zero, and below."""
 EQUAL_CAPTION = """Change of Q from the grid's weakest strength, interpolated between the two strengths around the
 lowest test accuracy that all of them reach."""
 SILENT_CAPTION = """Downstream methods, all units → without those that never fire, layer by layer. *dead* counts the
@@ -54,6 +56,7 @@ def tables(found):
     yield captioned("z at each strength", Z_CAPTION, curves_table(found, "rotation_z", "{:.1f}"))
     yield captioned("What each regularizer does to Q", EFFECTS_CAPTION, effects_table(found, per_layer=False))
     yield captioned("What each regularizer does to Q, layer by layer", "As before.", effects_table(found))
+    yield captioned("What each regularizer does to Q, by layer and family", FAMILIES_CAPTION, families_table(found))
     yield captioned("What each does where it costs the same accuracy", EQUAL_CAPTION, equal_accuracy_table(found))
     if has_silent(found):
         yield captioned("Q without the units that never fire", SILENT_CAPTION, silent_table(found))
@@ -342,6 +345,26 @@ def effects_table(found, per_layer=True, value="score"):
         table[name] = [with_interval(row, name, "+.3f") for _, row in rows.iterrows()]
     table["rho"] = rows["rho"].map("{:+.2f}".format, na_action="ignore").fillna("–")
     return markdown(table)
+
+
+def families_table(found):
+    """What each regularizer does to Q in each layer, for upstream and for downstream methods, as a Markdown table."""
+    effects = findings.regularizer_effects(found)
+    effects = effects[effects["assoc"].isin(PAPER_METHODS)]
+    rows = []
+    for regularizer, each in effects.groupby("regularizer", sort=False):
+        by = findings.judged_by(each)
+        few = each[f"{by}_p"].isna().all()
+        shown = "change" if few else by
+        for layer, here in each.groupby("layer"):
+            row = {"regularizer": regularizer, "layer": layer, "of": shown}
+            for family, methods in (("upstream", UPSTREAM), ("downstream", DOWNSTREAM)):
+                own = here[here["assoc"].isin(methods)]
+                up, down = (which.sum() for which in risen_and_fallen(own, by))
+                counts = "too few for intervals" if few else f"{up} up, {down} down of {len(own)}"
+                row[family] = f"{value(own[shown].median(), '+.3f')} ({counts})"
+            rows.append(row)
+    return markdown(pd.DataFrame(rows, columns=["regularizer", "layer", "of", "upstream", "downstream"]))
 
 
 def equal_accuracy_table(found):

@@ -237,6 +237,36 @@ def test_every_cell_of_the_effects_is_what_plain_loops_give(distinct, per_layer,
         assert row["rho"] == f"{rho:+.2f}"
 
 
+@pytest.mark.parametrize("of", ["change", "trend", "few"])
+def test_each_family_is_counted_in_each_layer(distinct, of):
+    """Single runs are judged by the trend, and two of them by nothing."""
+    modules = distinct.modules
+    if of != "change":
+        modules = modules[modules["part"].eq("dummy") | modules["run"].eq(0)]
+    if of == "few":
+        for name in ("drop", "l1", "l2"):
+            weakest = sorted(modules.loc[modules["part"].eq(name), name].unique())[: 2 if name == "l2" else 1]
+            modules = modules[modules["part"].ne(name) | modules[name].isin(weakest)]
+    found = distinct._replace(modules=modules)
+    effects = findings.regularizer_effects(found).astype({"assoc": str}).to_dict("records")
+    rows = cells(summary.families_table(found))
+    assert len(rows) == 3 * 2 and {row["of"] for row in rows} == {"change" if of == "few" else of}
+    for row in rows:
+        for family, methods in (("upstream", UPSTREAM), ("downstream", DOWNSTREAM)):
+            own = [
+                effect
+                for effect in effects
+                if effect["regularizer"] == row["regularizer"]
+                and str(effect["layer"]) == row["layer"]
+                and effect["assoc"] in methods
+            ]
+            middle = statistics.median(effect[row["of"]] for effect in own)
+            up = sum(effect[f"{row['of']}_low"] > 0 for effect in own)
+            down = sum(effect[f"{row['of']}_high"] < 0 for effect in own)
+            counts = "too few for intervals" if of == "few" else f"{up} up, {down} down of 4"
+            assert row[family] == f"{middle:+.3f} ({counts})"
+
+
 def test_made_up_effects_are_found(exact):
     table = findings.regularizer_effects(exact)
     drop, rest = table[table["regularizer"] == "drop"], table[table["regularizer"] != "drop"]

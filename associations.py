@@ -58,6 +58,7 @@ PAPER_METHODS = (  # the study's own: its headline numbers are about these, what
 BASE_METHODS = tuple(name for name in METHODS if not name.endswith("_norm"))
 UPSTREAM = tuple(method.name for method in METHOD_TABLE if method.family == "upstream")
 DOWNSTREAM = tuple(method.name for method in METHOD_TABLE if method.family == "downstream")
+FAMILIES = {"upstream": UPSTREAM, "downstream": DOWNSTREAM}
 PAIRS = tuple(":".join(sorted(pair)) for pair in itertools.combinations_with_replacement(METHODS, 2))
 
 ASSOC_VERSION = 100  # raise it where the same network and data come to give other matrices

@@ -144,9 +144,9 @@ def named(name, estimate):
 
 
 def judged_by(effects) -> str:
-    """Which column of a regularizer's effects tells what rises and falls: "change", or "trend" where none of them has
-    an interval, because an end of the grid has a single run."""
-    return "change" if effects["change_p"].notna().any() else "trend"
+    """Which column of a regularizer's effects tells what rises and falls: "change", or "trend" where only that has
+    intervals, an end of the grid having a single run."""
+    return "trend" if effects["change_p"].isna().all() and effects["trend_p"].notna().any() else "change"
 
 
 def opposed_layers(effects) -> pd.DataFrame:

@@ -8,7 +8,7 @@ depends on the sizes by itself. Everywhere n counts networks; layers are kept ap
 import numpy as np
 import pandas as pd
 
-from associations import DOWNSTREAM, PAPER_METHODS, UPSTREAM
+from associations import FAMILIES, PAPER_METHODS
 from report import findings
 from report.agreement import CERTAIN, with_group
 from report.experiments import NETWORK, Results
@@ -16,7 +16,6 @@ from report.findings import named, present_regularizers, trained, untrained, usa
 from report.intervals import combination, mean_columns
 
 KINDS = {"mean": "lesions to the mean", "zero": "lesions to zero"}
-FAMILIES = {"upstream": UPSTREAM, "downstream": DOWNSTREAM}
 
 
 def z_of(kind: str) -> str:

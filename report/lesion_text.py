@@ -4,11 +4,10 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from associations import PAPER_METHODS
+from associations import FAMILIES, PAPER_METHODS
 from report import findings
 from report.experiments import Results
 from report.lesion_findings import (
-    FAMILIES,
     KINDS,
     agreement_correlations,
     by_condition,

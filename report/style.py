@@ -16,7 +16,7 @@ from IPython import display
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from PIL import Image
 
-from associations import DOWNSTREAM, METHOD_TABLE, UPSTREAM
+from associations import DOWNSTREAM, FAMILIES, METHOD_TABLE, UPSTREAM
 from report import findings
 from report.experiments import GRID_POINT, NETWORK
 from report.intervals import means_by
@@ -147,8 +147,7 @@ def line_style(method):
 
 def by_family(methods):
     """{title: methods} of the families among some methods; further ones, such as combined matrices, come last."""
-    families = {"upstream": UPSTREAM, "downstream": DOWNSTREAM}
-    found = {title: [m for m in methods if m in family] for title, family in families.items()}
+    found = {title: [m for m in methods if m in family] for title, family in FAMILIES.items()}
     found["others"] = [m for m in methods if m not in UPSTREAM + DOWNSTREAM]
     return {title: family for title, family in found.items() if family}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from associations import DOWNSTREAM, PAPER_METHODS, UPSTREAM
+from associations import DOWNSTREAM, FAMILIES, PAPER_METHODS
 from report import experiments, findings, lesion_text
 from report.agreement import GROUPS, RAW_METHODS, agreeing_across, agreement, agreement_by_point
 from report.intervals import mean_columns
@@ -183,13 +183,11 @@ def effect_verdict(rows):
         f"{largest['regularizer']}, {rows['n'].max()} networks from {number(rows['at_weakest'].min())} to "
         f"{number(rows['at'].max())}: "
     )
-    few = rows[f"{by}_p"].isna().all()
-    shown = "change" if few else by
     end = (
-        f"median {shown} {rows[shown].median():+.3f}, largest change along the grid {far[largest.name]:+.3f} "
+        f"median {by} {rows[by].median():+.3f}, largest change along the grid {far[largest.name]:+.3f} "
         f"({largest['assoc']}, at {number(largest['farthest_at'])})."
     )
-    if few:
+    if rows[f"{by}_p"].isna().all():
         return f"{start}too few for intervals; {end}"
     trends = " and ".join(str(which.sum()) for which in risen_and_fallen(rows, "trend"))
     trend = f"{trends} by the trend" if by == "change" else "by the trend, an end of the grid having a single run"
@@ -355,16 +353,15 @@ def families_table(found):
     for regularizer, each in effects.groupby("regularizer", sort=False):
         by = findings.judged_by(each)
         few = each[f"{by}_p"].isna().all()
-        shown = "change" if few else by
         for layer, here in each.groupby("layer"):
-            row = {"regularizer": regularizer, "layer": layer, "of": shown}
-            for family, methods in (("upstream", UPSTREAM), ("downstream", DOWNSTREAM)):
+            row = {"regularizer": regularizer, "layer": layer, "of": by}
+            for family, methods in FAMILIES.items():
                 own = here[here["assoc"].isin(methods)]
                 up, down = (which.sum() for which in risen_and_fallen(own, by))
                 counts = "too few for intervals" if few else f"{up} up, {down} down of {len(own)}"
-                row[family] = f"{value(own[shown].median(), '+.3f')} ({counts})"
+                row[family] = f"{value(own[by].median(), '+.3f')} ({counts})"
             rows.append(row)
-    return markdown(pd.DataFrame(rows, columns=["regularizer", "layer", "of", "upstream", "downstream"]))
+    return markdown(pd.DataFrame(rows, columns=["regularizer", "layer", "of", *FAMILIES]))
 
 
 def equal_accuracy_table(found):

@@ -88,6 +88,8 @@ def modest(name, rows, equal, lost):
         return claim, text, "not judged: the accuracy that all regularizers reach is no clear loss"
     text += f"; at {equal['accuracy'].iloc[0]:.1%} test accuracy {summary.changes(ours)}"
     text += f", dropout {summary.changes(dropout)}"
+    if not summary.have_intervals(ours, dropout):
+        return claim, text, f"not judged: {summary.TOO_FEW}"
     return claim, text, f"at equal accuracy it {summary.beside_dropout(ours, dropout)}"
 
 

@@ -205,7 +205,7 @@ def costs_accuracy(results: Results) -> bool:
     curves = accuracy_curves(results)
     alone = curves[(curves["part"] == "l2") & np.isclose(curves["l2"], grids.L2_ALONE)].drop_duplicates(list(NETWORK))
     mean, low, *_ = mean_and_interval(alone["test_acc"])
-    return bool(shared_accuracy(curves) < (mean if np.isnan(low) else low))
+    return bool(shared_accuracy(curves) < (mean if np.isnan(low) else low) - ROUNDING)
 
 
 def at_equal_accuracy(results: Results, accuracy=None, value="score") -> pd.DataFrame:

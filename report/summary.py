@@ -23,6 +23,7 @@ from study.cli import Parser, one_line_errors
 
 UPSTREAM_EXAMPLE, DOWNSTREAM_EXAMPLE = "forward_jac", "backward_jac"
 SIGNIFICANT = 0.05
+TOO_FEW = "too few networks for intervals"
 Z_CAPTION = "Means over n networks; the matrices without modules are randomly rotated ones, of the same spectrum."
 EFFECTS_CAPTION = """Mean Q at the ends of each grid, n networks along it, those without regularization included; *gain*
 is the strongest less untrained networks, *rho* the rank correlation of Q with strength."""
@@ -201,12 +202,17 @@ def beside_dropout(ours, dropout):
     """For which methods a penalty raises Q less than dropout at equal accuracy: those whose intervals are apart. Where
     there are no intervals, how much each changes it."""
     dropout = dropout.reindex(ours.index)
-    if ours["change_p"].isna().all() or dropout["change_p"].isna().all():
-        return f"changes Q by {changes(ours)}, dropout by {changes(dropout)}: too few networks for intervals"
+    if not have_intervals(ours, dropout):
+        return f"changes Q by {changes(ours)}, dropout by {changes(dropout)}: {TOO_FEW}"
     less, more = ours["change_high"] < dropout["change_low"], ours["change_low"] > dropout["change_high"]
     verdict = f"raises Q less than dropout for {less.sum()} of {len(ours)} methods, more for {more.sum()}"
     unclear = [method for method in PAPER_METHODS if method in ours.index[~(less | more)]]
     return verdict + (f"; intervals overlap for {', '.join(unclear)}" if unclear else "")
+
+
+def have_intervals(*tables):
+    """Whether each of some tables of changes has any interval: else its strengths have single runs."""
+    return not any(rows["change_p"].isna().all() for rows in tables)
 
 
 def changes(rows):

@@ -41,9 +41,13 @@ def read_mutants(parts: list[str]) -> list[dict]:
     for path in sorted(LISTS.glob("*.toml")):
         if not parts or path.stem in parts:
             mutants += [mutant | {"part": path.stem} for mutant in tomllib.loads(path.read_text())["mutant"]]
-    for mutant in mutants:
-        if "equivalent" not in mutant and (ROOT / mutant["file"]).read_text().count(mutant["was"]) != 1:
-            sys.exit(f"{mutant['part']}.toml: {mutant['file']} does not hold once: {mutant['was']}")
+    misfits = [
+        f"{mutant['part']}.toml: {mutant['file']} does not hold once: {mutant['was']}"
+        for mutant in mutants
+        if "equivalent" not in mutant and (ROOT / mutant["file"]).read_text().count(mutant["was"]) != 1
+    ]
+    if misfits:
+        sys.exit("\n".join(misfits))
     return mutants
 
 

@@ -246,7 +246,7 @@ def _between(before, after, weakest, accuracy, value):
         parts = [((1 - share) * moved[0] - weakest[value], 1.0), (moved[1], share)]
     else:
         parts = [(moved[0], 1 - share), (moved[1], share), (weakest[value], -1.0)]
-    change = combination(*zip(*[(group, weight) for group, weight in parts if weight], strict=True))
+    change = combination(*zip(*[(group, weight) for group, weight in parts if abs(weight) > ROUNDING], strict=True))
     q = (1 - share) * before[value].mean() + share * after[value].mean()
     strengths = before["strength"].iloc[0], after["strength"].iloc[0]
     return {"strengths": strengths, "share": share, "weakest": weakest[value].mean(), "q": q} | named("change", change)

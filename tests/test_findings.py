@@ -378,6 +378,19 @@ def test_next_to_the_weakest_strength_its_networks_count_once(distinct):
     assert found == pytest.approx([(16 - 6) / 15 / 2, low / 2, high / 2, welch.pvalue])
 
 
+@pytest.mark.parametrize("at", [0, 1])
+def test_at_the_accuracy_of_one_strength_a_single_network_of_its_neighbour_does_not_count(at):
+    """Though that accuracy, worked out elsewhere, differs by rounding from what is worked out here."""
+    many, one = {"test_acc": 0.94 if at else 0.96, "score": [0.5, 0.9, 1.8]}, {"test_acc": 0.95, "score": [0.7]}
+    weakest = pd.DataFrame({"strength": 0.0, "test_acc": 0.98, "score": [0.1, 0.3, 0.8]})
+    before, after = (pd.DataFrame({"strength": 0.2 + i} | (many if i == at else one)) for i in range(2))
+    accuracy = np.nextafter((before, after)[at]["test_acc"].mean(), 0.95)
+    row = findings._between(before, after, weakest, accuracy, "score")
+    welch = scipy.stats.ttest_ind(many["score"], weakest["score"], equal_var=False)
+    found = [row["change"], row["change_low"], row["change_high"], row["change_p"]]
+    assert found == pytest.approx([(32 - 12) / 30, *welch.confidence_interval(), welch.pvalue])
+
+
 def test_intervals_at_equal_accuracy_cover_the_truth_though_accuracies_scatter():
     random, covered = np.random.default_rng(0), 0
     for _ in range(500):

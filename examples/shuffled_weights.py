@@ -9,7 +9,7 @@ that only the layer keeps them. Batch statistics are taken anew from training im
 the methods of a family, trained and shuffled, for shuffled ones with the standard deviation over shuffles. What is left
 of Q is explained by the sizes of the weights; what is lost was in their arrangement.
 
-On one core a convolutional network of `cifar10-quarter` takes two minutes a shuffle, a dense one a second.
+On one core a convolutional network of `cifar10-quarter` takes a minute a shuffle, a dense one a second or two.
 """
 
 import argparse

@@ -34,9 +34,8 @@ def kernels(weight):
 
 @pytest.mark.parametrize("kind", shuffled_weights.KINDS)
 def test_shuffling_keeps_each_units_kernels_or_the_layers(kind):
-    model, before = convolutional(), {}
-    for name, value in model.state_dict().items():
-        before[name] = value.clone()
+    model = convolutional()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     shuffled_weights.shuffle_weights(model, kind, torch.Generator().manual_seed(1))
     after = model.state_dict()
     for name in before:
